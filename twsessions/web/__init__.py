@@ -1,0 +1,3 @@
+"""
+A request and its session: load, render, commit, answer.
+"""
