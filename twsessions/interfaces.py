@@ -1,0 +1,255 @@
+"""
+What a store promises.
+
+A store keeps L{records<twsessions.core.record.Record>} under 32-byte keys
+(hashes of ids; a store never sees an id) and ends them. Its operations take
+whole batches, because a round trip in flight is the time in which the next
+batch gathers. C{twsessions.testing.StoreContractMixin} proves every promise on
+this page; a store that passes it is a store.
+
+Common to all operations:
+
+  - An item's outcome is its own: one bad item fails no other.
+  - A fault of the store itself fails the whole Deferred with
+    L{StoreUnavailable<twsessions.errors.StoreUnavailable>}; drivers' errors do
+    not get out. What was under way is then either wholly done or not at all.
+  - Time is the store's own clock. Whoever calls says "so many seconds ago",
+    never "at".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zope.interface import Attribute, Interface
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from twsessions.core.delta import Change
+    from twsessions.core.record import Record
+    from twsessions.errors import SessionError
+
+__all__ = [
+    "EVENTS",
+    "EXCLUSIVE",
+    "ITERATE",
+    "LOCAL",
+    "PRINCIPALS",
+    "Ended",
+    "ISessionStore",
+    "Swept",
+    "Verdict",
+]
+
+EVENTS = "events"
+"""Capability: ends are kept until they are heard (listen, claim, settle)."""
+
+PRINCIPALS = "principals"
+"""Capability: sessions can be found by principal and by handle."""
+
+EXCLUSIVE = "exclusive"
+"""Capability: leases (acquire, release)."""
+
+ITERATE = "iterate"
+"""Capability: all sessions can be walked through (iterate)."""
+
+LOCAL = "local"
+"""
+Capability: no other process can see the store, and every Deferred it returns
+has fired already.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """
+    What L{ISessionStore.sweep} did.
+
+    @ivar ended: how many sessions it ended.
+    @ivar more: whether some that are due may be left.
+    @ivar wait: seconds until the next session known to the store falls due, at
+        the least; L{None} if it knows of none.
+    """
+
+    ended: int
+    more: bool
+    wait: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """
+    A session that has ended and of which somebody wants to hear.
+
+    @ivar id: stable and unique to this end: the record's handle, 16 bytes.
+    @ivar record: the session's last state.
+    @ivar reason: one of L{twsessions.core.lifecycle.REASONS}.
+    @ivar ended: when, by the store's clock.
+    @ivar attempts: how often it has been claimed, this time included.
+    @ivar claim: names this claim; L{Verdict} must repeat it.
+    """
+
+    id: bytes
+    record: Record
+    reason: str
+    ended: float
+    attempts: int
+    claim: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """
+    What became of a claimed end.
+
+    @ivar id: L{Ended.id}.
+    @ivar claim: L{Ended.claim}.
+    @ivar retryIn: L{None}: it was heard and can be forgotten. Otherwise it is
+        to be claimed again after so many seconds.
+    @ivar dead: it failed for the last time: kept, never claimed again.
+    """
+
+    id: bytes
+    claim: bytes
+    retryIn: float | None = None
+    dead: bool = False
+
+
+class ISessionStore(Interface):
+    """
+    Keeps sessions until they end.
+    """
+
+    capabilities: frozenset[str] = Attribute(
+        """
+        Which of the constants above this store can do. What it cannot do it
+        refuses with L{NotSupported<twsessions.errors.NotSupported>}.
+        """
+    )
+
+    def load(keys: Sequence[bytes]) -> Deferred[list[Record | None]]:
+        """
+        Read sessions. Changes nothing, and does not count as use.
+
+        @return: fires with a record, or L{None}, for each key in turn. Unknown,
+            ended, fallen due (its deadline is the store's now or earlier,
+            whether or not anything has swept) and corrupt look alike on
+            purpose. A corrupt record is put aside and logged once. A record of
+            a L{newer format<twsessions.errors.NewerFormat>} reads as absent
+            too and is left as it is, whatever is done to its key. Fields are
+            the caller's own to keep and not to change.
+        """
+
+    def commit(changes: Sequence[Change]) -> Deferred[list[Record | SessionError]]:
+        """
+        Apply each change, atomically for each, in the order given.
+
+        Once the Deferred has fired, the outcome stands: it survives the death
+        of every process that uses the store. The rules of merging are
+        L{twsessions.core.delta.apply}'s: keys not named in a change are not
+        touched, keys written together appear together, the last acknowledged
+        writer wins per key, use only moves forward.
+
+        A change sent again with the same token, after an outcome that was
+        not learned, is applied once: this is known of the last change of each
+        session, and for a rotation under the new key as well.
+
+        A key that has ended or was rotated away never comes to life again.
+
+        A change with C{end} removes the session in the same step, and, if
+        anybody has L{listened<listen>}, keeps its end for L{claim}.
+
+        @return: fires with, for each change in turn, the record as it is stored
+            now (for C{end}: the last state), or the error that refused it:
+            L{SessionGone<twsessions.errors.SessionGone>} (nothing living under
+            that key; for C{end} this is success as well),
+            L{IdCollision<twsessions.errors.IdCollision>}.
+        """
+
+    def sweep(limit: int) -> Deferred[Swept]:
+        """
+        End sessions that have fallen due, the earliest first, up to C{limit}.
+
+        A use or change that was acknowledged first wins; one that comes after
+        finds the session gone. Safe to run in many processes at once. Bounded
+        work: a million sessions cost no more than C{limit}.
+        """
+
+    def listen() -> Deferred[None]:
+        """
+        From now on keep the ends of sessions, of every process, for L{claim}.
+
+        Kept by the store itself, so that ends are heard that came while no
+        listener was running. To be repeated at least every 30 days; a store
+        without listeners for that long may forget the wish and the ends.
+
+        @raise NotSupported: no L{EVENTS}.
+        """
+
+    def claim(limit: int, lease: float) -> Deferred[list[Ended]]:
+        """
+        Take up to C{limit} ends, the oldest first, for C{lease} seconds.
+
+        Nobody else is given them until then. If no verdict has come by then
+        they are given out again, with the same id.
+
+        @raise NotSupported: no L{EVENTS}.
+        """
+
+    def settle(verdicts: Sequence[Verdict]) -> Deferred[list[bool]]:
+        """
+        Say what became of claimed ends.
+
+        @return: fires with, for each, whether the claim was still held;
+            if not, nothing was done.
+        @raise NotSupported: no L{EVENTS}.
+        """
+
+    def sessionsOf(principal: str) -> Deferred[list[Record]]:
+        """
+        The living sessions of a principal, the oldest first.
+
+        @raise NotSupported: no L{PRINCIPALS}.
+        """
+
+    def withHandle(handle: bytes) -> Deferred[Record | None]:
+        """
+        The living session with that L{handle<Record.handle>}, or L{None}.
+
+        @raise NotSupported: no L{PRINCIPALS}.
+        """
+
+    def acquire(name: bytes, holder: bytes, lease: float) -> Deferred[bool]:
+        """
+        Take or renew the lease called C{name}, for C{lease} seconds.
+
+        @param holder: bytes unique to whoever asks.
+        @return: fires with whether C{holder} has it now.
+        @raise NotSupported: no L{EXCLUSIVE}.
+        """
+
+    def release(name: bytes, holder: bytes) -> Deferred[None]:
+        """
+        Give a lease back; nothing happens if C{holder} does not have it.
+
+        @raise NotSupported: no L{EXCLUSIVE}.
+        """
+
+    def iterate(after: bytes | None, limit: int) -> Deferred[list[Record]]:
+        """
+        Up to C{limit} living sessions in the order of their keys.
+
+        @param after: the last key of the page before, or L{None} to begin.
+        @return: fires with a list; an empty one is the end.
+        @raise NotSupported: no L{ITERATE}.
+        """
+
+    def close() -> Deferred[None]:
+        """
+        Let go of files, connections and threads, after what is under way has
+        ended. Safe to call twice; anything called afterwards fails with
+        L{StoreUnavailable<twsessions.errors.StoreUnavailable>}.
+        """
