@@ -1,0 +1,453 @@
+"""
+The session's values, decoded at first read, and what has changed since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    ValuesView,
+)
+from types import MappingProxyType
+from typing import Any, Final
+
+from twsessions.core.codec import decode, encode
+from twsessions.errors import CorruptRecord, SessionTooLarge
+
+__all__ = ["Data", "View", "withoutPrefix"]
+
+_EMPTY: Final[Mapping[str, bytes]] = MappingProxyType({})
+_ABSENT: Final = object()
+# Takes the place of the decoded value of bytes that cannot be decoded.
+_CORRUPT: Final = object()
+
+
+def _asGiven(key: str) -> str:
+    return f"session[{key!r}]"
+
+
+def withoutPrefix(key: str) -> str:
+    """
+    Name a flat key for people, when all keys carry a L{View}'s prefix: give
+    this to L{Data} as C{describe}.
+
+    @param key: the key with its one-character prefix.
+    @return: such as C{session['cart']}.
+    """
+    return f"session[{key[1:]!r}]"
+
+
+def _canChange(value: Any) -> bool:
+    """
+    Whether an allowed value can be changed in place. What is in a frozenset
+    is hashable, so it cannot.
+    """
+    kind = type(value)
+    return (
+        kind is list
+        or kind is dict
+        or kind is set
+        or (kind is tuple and any(map(_canChange, value)))
+    )
+
+
+class _Readable(MutableMapping[str, object]):
+    """
+    A mapping in which a key can turn out to be absent when it is read.
+    """
+
+    __slots__ = ()
+
+    def items(self) -> ItemsView[str, object]:
+        return _Items(self)
+
+    def values(self) -> ValuesView[object]:
+        return _Values(self)
+
+    def popitem(self) -> tuple[str, object]:
+        for item in self.items():
+            del self[item[0]]
+            return item
+        raise KeyError("no values are left")
+
+
+class _Items(ItemsView[str, object]):
+    __slots__ = ()
+    _mapping: Mapping[str, object]
+
+    def __iter__(self) -> Iterator[tuple[str, object]]:
+        for key in self._mapping:
+            value = self._mapping.get(key, _ABSENT)
+            if value is not _ABSENT:
+                yield key, value
+
+
+class _Values(ValuesView[object]):
+    __slots__ = ()
+    _mapping: Mapping[str, object]
+
+    def __iter__(self) -> Iterator[object]:
+        for _, value in _Items(self._mapping):
+            yield value
+
+
+class Data(_Readable):
+    """
+    A mapping of C{str} to storable values over their stored bytes.
+
+    A value is encoded when it is assigned, so that an error shows where it
+    was made, and one that can change in place is encoded again when changes
+    are asked for. Bytes that cannot be decoded make their key absent from its
+    first read on; they stay in the store unless something is put over them.
+    """
+
+    __slots__ = ("_assigned", "_base", "_describe", "_maximum", "_offered", "_onCorrupt", "_read")
+
+    # What is stored, as far as this process knows. Shared: never changed.
+    _base: Mapping[str, bytes]
+    # Bytes as of the assignment, None for a removed key; may equal the base.
+    _assigned: dict[str, bytes | None] | None
+    # The live objects: everything read so far, and everything assigned.
+    _read: dict[str, object] | None
+    # What changes() gave out and nobody has accepted yet: a commit under way.
+    _offered: dict[str, bytes | None] | None
+
+    def __init__(
+        self,
+        encoded: Mapping[str, bytes] = _EMPTY,
+        *,
+        maxValueBytes: int | None = None,
+        onCorrupt: Callable[[str, CorruptRecord], object] | None = None,
+        describe: Callable[[str], str] = _asGiven,
+    ) -> None:
+        """
+        @param encoded: the bytes of each stored key. Kept, never changed.
+        @param maxValueBytes: how long one assigned value may be, encoded.
+        @param onCorrupt: called with a key and the error when the key's bytes
+            turn out not to be a value.
+        @param describe: how error messages name a key.
+        """
+        self._base = encoded
+        self._assigned = None
+        self._read = None
+        self._offered = None
+        self._maximum = maxValueBytes
+        self._onCorrupt = onCorrupt
+        self._describe = describe
+
+    def __repr__(self) -> str:
+        # No values: a repr ends up in logs.
+        return f"<{type(self).__name__} of {len(self)} keys>"
+
+    # The mapping
+
+    def __getitem__(self, key: str) -> object:
+        read = self._read
+        if read is not None:
+            value = read.get(key, _ABSENT)
+            if value is _CORRUPT:
+                raise KeyError(key)
+            if value is not _ABSENT:
+                return value
+        # What was assigned has been found above, so it can only be removed.
+        if self._assigned is not None and key in self._assigned:
+            raise KeyError(key)
+        encoded = self._base[key]
+        if read is None:
+            read = self._read = {}
+        try:
+            value = read[key] = decode(encoded)
+        except CorruptRecord as error:
+            read[key] = _CORRUPT
+            if self._onCorrupt is not None:
+                self._onCorrupt(key, error)
+            raise KeyError(key) from None
+        return value
+
+    def __setitem__(self, key: str, value: object) -> None:
+        if type(key) is not str:
+            raise TypeError(f"a session's keys are str, not {type(key).__name__}")
+        self._assign(key, value, key, self._describe)
+
+    def _assign(self, key: str, value: object, name: str, describe: Callable[[str], str]) -> None:
+        """
+        Assign to C{key}, which its user knows as C{name}.
+        """
+        if not key.isascii():
+            try:
+                key.encode()
+            except UnicodeEncodeError:
+                raise TypeError(f"{describe(name)}: a key with lone surrogates") from None
+        try:
+            encoded = encode(value)
+        except TypeError as error:
+            raise TypeError(f"{describe(name)}: {error}") from None
+        if self._maximum is not None and len(encoded) > self._maximum:
+            raise SessionTooLarge(len(encoded), self._maximum, [(name, len(encoded))])
+        if self._assigned is None:
+            self._assigned = {}
+        if self._read is None:
+            self._read = {}
+        self._assigned[key] = encoded
+        self._read[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self:
+            raise KeyError(key)
+        if self._assigned is None:
+            self._assigned = {}
+        # Also of a key that is not in the base: it may be on its way there.
+        self._assigned[key] = None
+        if self._read is not None:
+            self._read.pop(key, None)
+
+    def __contains__(self, key: object) -> bool:
+        if self._assigned is not None and key in self._assigned:
+            return self._assigned[key] is not None
+        if self._read is not None and self._read.get(key) is _CORRUPT:  # type: ignore[call-overload]
+            return False
+        return key in self._base
+
+    def __iter__(self) -> Iterator[str]:
+        if not self._assigned and not self._read:
+            return iter(self._base)
+        return self._iterate(self._base, self._assigned or {})
+
+    def _iterate(
+        self, base: Mapping[str, bytes], assigned: Mapping[str, bytes | None]
+    ) -> Iterator[str]:
+        for key in base:
+            if key in self:
+                yield key
+        for key, encoded in assigned.items():
+            if encoded is not None and key not in base:
+                yield key
+
+    def __len__(self) -> int:
+        if not self._assigned and not self._read:
+            return len(self._base)
+        return sum(1 for _ in self)
+
+    def clear(self) -> None:
+        """
+        Remove every key, also those whose bytes cannot be decoded.
+        """
+        if self._base or self._assigned:
+            self._assigned = dict.fromkeys([*self._base, *(self._assigned or ())])
+        self._read = None
+
+    # What has changed
+
+    def _touched(self, lenient: bool = False) -> Iterator[tuple[str, bytes | None]]:
+        """
+        The present bytes of all that may differ from the base; C{None} for
+        what is removed.
+
+        @param lenient: give empty bytes, which are no value's, for a value
+            that can no longer be encoded, rather than raise.
+        """
+        read = self._read or {}
+        for key, encoded in (self._assigned or {}).items():
+            if encoded is None or not _canChange(read[key]):
+                yield key, encoded
+        for key, value in read.items():
+            if _canChange(value):
+                try:
+                    yield key, encode(value)
+                except TypeError as error:
+                    if not lenient:
+                        raise TypeError(f"{self._describe(key)}: {error}") from None
+                    yield key, b""
+
+    def changes(self) -> tuple[dict[str, bytes], frozenset[str]]:
+        """
+        What to store. Give it to L{accept} once it is.
+
+        @return: the bytes of each key to set, and the keys to remove.
+        @raise TypeError: a value was changed into one that cannot be stored.
+        """
+        if not self._assigned and not self._read:
+            return {}, frozenset()
+        base = self._base
+        changed = {key: encoded for key, encoded in self._touched() if encoded != base.get(key)}
+        self._offered = changed or None
+        return (
+            {key: encoded for key, encoded in changed.items() if encoded is not None},
+            frozenset(key for key, encoded in changed.items() if encoded is None),
+        )
+
+    @property
+    def isDirty(self) -> bool:
+        """
+        Whether there is anything to store.
+        """
+        if not self._assigned and not self._read:
+            return False
+        base = self._base
+        return any(encoded != base.get(key) for key, encoded in self._touched(lenient=True))
+
+    def accept(self, set: Mapping[str, bytes], removed: Iterable[str]) -> None:
+        """
+        Changes are stored. What was done since they were taken stays to be
+        stored.
+
+        @param set: the bytes of the keys that were set.
+        @param removed: the keys that were removed.
+        """
+        base = dict(self._base)
+        stored: dict[str, bytes | None] = {**set, **dict.fromkeys(removed)}
+        assigned = self._assigned or {}
+        read = self._read or {}
+        for key, encoded in stored.items():
+            if encoded is None:
+                base.pop(key, None)
+            else:
+                base[key] = encoded
+            if key not in assigned:
+                # Read, and perhaps changed in place: else it is out of date.
+                if encoded is None or not _canChange(read.get(key)):
+                    read.pop(key, None)
+            elif assigned[key] == encoded or (encoded is not None and _canChange(read.get(key))):
+                del assigned[key]
+        self._base = base
+        self._offered = None
+
+    def refresh(self, encoded: Mapping[str, bytes]) -> None:
+        """
+        Another process has stored a newer state: take it over for the keys
+        that are unchanged here. Values whose bytes are the same stay the same
+        objects.
+
+        @param encoded: the bytes of each stored key. Kept, never changed.
+        """
+        base, read = self._base, self._read
+        self._base = encoded
+        if self._assigned or read:
+            offered = self._offered or {}
+            # Over what is being stored, undoing a change is a change too.
+            self._assigned = kept = {
+                key: present
+                for key, present in self._touched(lenient=True)
+                if present != base.get(key) or present != offered.get(key, present)
+            }
+            self._read = read and {
+                key: value
+                for key, value in read.items()
+                if key in kept or encoded.get(key) == base.get(key)
+            }
+
+    def revert(self) -> None:
+        """
+        Forget all that was changed here.
+        """
+        base, read = self._base, self._read
+        if read:
+            for key, encoded in list(self._touched(lenient=True)):
+                if encoded != base.get(key):
+                    read.pop(key, None)
+        self._assigned = self._offered = None
+
+    def release(self) -> None:
+        """
+        Drop the decoded values to save memory. Objects handed out before are
+        no longer watched for changes.
+
+        @raise RuntimeError: there are changes that are not stored.
+        """
+        if self.isDirty:
+            raise RuntimeError("there are changes to store")
+        corrupt = {key: value for key, value in (self._read or {}).items() if value is _CORRUPT}
+        self._read = corrupt or None
+        self._assigned = self._offered = None
+
+    # How large it is
+
+    def _sizes(self) -> dict[str, int]:
+        present: dict[str, bytes | None] = {**self._base, **dict(self._touched())}
+        return {
+            key: len(key.encode()) + len(encoded)
+            for key, encoded in present.items()
+            if encoded is not None
+        }
+
+    def encodedSize(self) -> int:
+        """
+        Say how large all the data is, changes included.
+
+        @return: the bytes of all keys and values.
+        @raise TypeError: a value was changed into one that cannot be stored.
+        """
+        return sum(self._sizes().values())
+
+    def biggest(self, n: int = 3) -> list[tuple[str, int]]:
+        """
+        Find what takes most of L{encodedSize}.
+
+        @param n: how many keys to return at most.
+        @return: the keys with their sizes in bytes, largest first.
+        @raise TypeError: a value was changed into one that cannot be stored.
+        """
+        return sorted(self._sizes().items(), key=lambda item: (-item[1], item[0]))[:n]
+
+
+class View(_Readable):
+    """
+    Those keys of a L{Data} that carry a prefix, without it.
+    """
+
+    __slots__ = ("_data", "_name", "_prefix")
+
+    def __init__(self, data: Data, prefix: str, name: str = "session") -> None:
+        """
+        @param data: where the values are.
+        @param prefix: the character that these keys start with in there.
+        @param name: what error messages call this mapping.
+        """
+        self._data = data
+        self._prefix = prefix
+        self._name = name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} keys>"
+
+    def __getitem__(self, key: str) -> object:
+        if isinstance(key, str):
+            value = self._data.get(self._prefix + key, _ABSENT)
+            if value is not _ABSENT:
+                return value
+        raise KeyError(key)
+
+    def __setitem__(self, key: str, value: object) -> None:
+        if type(key) is not str:
+            raise TypeError(f"{self._name}'s keys are str, not {type(key).__name__}")
+        self._data._assign(self._prefix + key, value, key, self._describe)
+
+    def _describe(self, key: str) -> str:
+        return f"{self._name}[{key!r}]"
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self:
+            raise KeyError(key)
+        del self._data[self._prefix + key]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._prefix + key in self._data
+
+    def __iter__(self) -> Iterator[str]:
+        prefix = self._prefix
+        return (key[len(prefix) :] for key in self._data if key.startswith(prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def clear(self) -> None:
+        """
+        Remove these keys, and no others.
+        """
+        for key in list(self):
+            del self[key]
