@@ -1,0 +1,71 @@
+"""
+One-shot values: reading one takes it away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from twsessions.core.data import View
+from twsessions.core.delta import FLASH
+
+if TYPE_CHECKING:
+    from twsessions.web.session import Session
+
+__all__ = ["Flash"]
+
+
+class Flash(MutableMapping[str, Any]):
+    """
+    The one-shot values of a session, apart from its own keys.
+
+    C{flash["saved"] = "…"} leaves one; C{flash["saved"]}, C{get} and C{pop} take
+    it. C{in}, C{len} and iteration only look. L{None} is a value like any other.
+    """
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def _view(self) -> View:
+        return View(self._session._values, FLASH, "session.flash")
+
+    def __getitem__(self, key: str) -> Any:
+        view = self._view()
+        value = view[key]
+        self._session._writable()
+        del view[key]
+        self._session._keeper.changed(self._session)
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._session._writable()
+        self._view()[key] = value
+        self._session._keeper.changed(self._session)
+
+    def __delitem__(self, key: str) -> None:
+        self._session._writable()
+        del self._view()[key]
+        self._session._keeper.changed(self._session)
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """
+        As reading it; with a default, that is given for a missing one.
+        """
+        try:
+            return self[key]
+        except KeyError:
+            if default:
+                return default[0]
+            raise
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._view()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._view())
+
+    def __len__(self) -> int:
+        return len(self._view())

@@ -1,0 +1,867 @@
+"""
+A site's sessions: the live ones, their end, and their way to the store.
+
+L{Keeper} is enough for a stock L{twisted.web.server.Site}: sessions in memory,
+ended by one delayed call. L{StoreKeeper} adds a store: sessions are loaded,
+committed, rotated and ended there, and an object lives only as long as a
+request, a callback or an attribute needs it (on a store that is in memory
+itself, for as long as the session).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock, fail, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twsessions.core.data import Data, withoutPrefix
+from twsessions.core.deadlines import DeadlineQueue
+from twsessions.core.delta import UNSET, Birth, Change
+from twsessions.core.ids import handleOf, isUid, keyOf, makeUid
+from twsessions.core.lifecycle import touchIsDue
+from twsessions.core.record import Record
+from twsessions.errors import (
+    NeedsSessionSite,
+    SessionError,
+    SessionGone,
+    SessionTooLarge,
+    StoreError,
+)
+from twsessions.web.alarm import SLICE, Alarm
+from twsessions.web.exclusive import Exclusive
+from twsessions.web.settings import Settings
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+    from twsessions.stores.link import StoreLink
+    from twsessions.web.session import Session
+
+__all__ = ["Keeper", "StoreKeeper", "keeperOf"]
+
+_STEP = 64  # sessions between two looks at the clock
+_keepers: WeakKeyDictionary[Any, Keeper] = WeakKeyDictionary()
+
+
+def keeperOf(site: Any, reactor: IReactorTime | None) -> Keeper:
+    """
+    The keeper of a site: its own, or for a stock Site one that is made here
+    and found again.
+    """
+    keeper: Keeper | None = getattr(site, "keeper", None)
+    if keeper is None:
+        keeper = _keepers.get(site)
+        if keeper is None:
+            # Not kept on the site: it would be pickled with it.
+            keeper = _keepers[site] = Keeper(site.reactor if reactor is None else reactor)
+    return keeper
+
+
+class Keeper:
+    """
+    Sessions in memory, and one delayed call that ends them.
+
+    @ivar lookUpIsUse: whether asking a session for its truth counts as use.
+    """
+
+    _log = Logger()
+    lookUpIsUse = True
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        settings: Settings = Settings(maxSessionBytes=None),
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.reactor = reactor
+        self.seconds: Callable[[], float] = reactor.seconds
+        self.settings = settings
+        self.entropy = entropy
+        self.alarm = Alarm(reactor)
+        self._due: DeadlineQueue[Session] = DeadlineQueue(lambda session: session._deadline())
+        self._dueTask = self.alarm.task(self._endDue)
+        self._locks: WeakKeyDictionary[Session, DeferredLock] = WeakKeyDictionary()
+
+    # -- time -----------------------------------------------------------------
+
+    def queue(self, session: Session) -> None:
+        """
+        See to it that C{session} ends when it falls due.
+        """
+        self._due.add(session)
+        self._dueTask.by(self._due.next(self.seconds()))
+
+    def _endDue(self, now: float) -> float | None:
+        started, steps = self.seconds(), 0
+        while True:
+            for session in self._due.due(now, _STEP):
+                self.fellDue(session)
+            again = self._due.next(now)
+            steps += 1
+            if again is None or again > now or self.seconds() - started > SLICE or steps > 256:
+                return again
+
+    def fellDue(self, session: Session) -> None:
+        """
+        By this process's clock the session's time is over.
+        """
+        self.end(session, session._reason())
+
+    # -- what a session asks for ----------------------------------------------
+
+    def dataOf(self, session: Session) -> Data:
+        """
+        The values of a session that has not used any yet.
+        """
+        return Data(maxValueBytes=self.settings.maxSessionBytes, describe=withoutPrefix)
+
+    def touched(self, session: Session) -> None:
+        """
+        A stored session has been used.
+        """
+
+    def changed(self, session: Session) -> None:
+        """
+        Something is to be stored.
+        """
+
+    def pinned(self, session: Session) -> None:
+        """
+        Something hangs on the object itself now.
+        """
+
+    def introduce(self, session: Session, birth: Birth) -> None:
+        """
+        Say whose session it is that is to be stored for the first time.
+        """
+
+    def forget(self, session: Session) -> None:
+        """
+        Take a session out of the site's dictionary.
+        """
+        sessions = session.site.sessions
+        if sessions.get(session.uid) is session:
+            del sessions[session.uid]
+
+    def end(self, session: Session, reason: str) -> Deferred[None]:
+        """
+        End a session: see L{Session.expire<twsessions.Session.expire>}.
+
+        @param reason: one of L{twsessions.core.lifecycle.REASONS}.
+        """
+        if session._ended is None:
+            session._ended = reason
+            self.forget(session)
+            session._finish()
+        return succeed(None)
+
+    def rotate(self, session: Session) -> bytes:
+        """
+        See L{Session.rotate<twsessions.Session.rotate>}.
+        """
+        raise NeedsSessionSite(
+            "rotate() and login() need a SessionSite or a SessionResource:"
+            " a stock Site would not send the new cookie"
+        )
+
+    def loggedIn(self, session: Session, principal: str) -> Deferred[None]:
+        """
+        A principal was bound to the session; store it.
+        """
+        return self.commit(session)
+
+    def commit(self, session: Session) -> Deferred[None]:
+        """
+        See L{Session.commit<twsessions.Session.commit>}.
+        """
+        if session._data is not None:
+            try:
+                session._data.accept(*session._data.changes())
+            except TypeError:
+                return fail()
+        return succeed(None)
+
+    def refresh(self, session: Session) -> Deferred[None]:
+        """
+        Bring the session to what the store has.
+        """
+        return succeed(None)
+
+    def exclusive(self, session: Session, timeout: float | None) -> Exclusive:
+        """
+        See L{Session.exclusive<twsessions.Session.exclusive>}.
+        """
+        lock = self._locks.get(session)
+        if lock is None:
+            lock = self._locks[session] = DeferredLock()
+        return Exclusive(session, lock, timeout, None, self.settings.leaseDuration)
+
+
+class StoreKeeper(Keeper):
+    """
+    Sessions kept in a store.
+
+    @ivar link: the way to the store.
+    @ivar sessions: the live ones, by uid.
+    """
+
+    lookUpIsUse = False
+
+    def __init__(
+        self,
+        owner: Any,
+        reactor: IReactorTime,
+        link: StoreLink,
+        settings: Settings,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        super().__init__(reactor, settings, entropy)
+        from twsessions.web.events import Deliverer
+
+        self.owner = owner
+        self.link = link
+        self.local = link.local
+        self.sessions: dict[bytes, Session] = owner.sessions
+        self._moving: dict[bytes, Session] = {}  # by the old uid, until the rotation is stored
+        self._touches: dict[Session, None] = {}
+        self._touchTask = self.alarm.task(self._writeTouches)
+        self._sweepTask = self.alarm.task(self._sweep)
+        self._asking: list[Session] = []
+        self._askTask = self.alarm.task(self._askAgain)
+        self.deliverer = Deliverer(self)
+
+    # -- making and finding ---------------------------------------------------
+
+    def make(self, secure: bool = False, live: bool = True) -> Session:
+        """
+        A new session.
+
+        @param live: whether it is in the site's dictionary from the start.
+        @raise TypeError: the site's C{sessionFactory} makes something else.
+        """
+        owner = self.owner
+        owner.counter += 1
+        session = self._produce(makeUid(self.entropy))
+        session.secure = secure
+        if live:
+            self._enliven(session)
+        return session
+
+    def _produce(self, uid: bytes) -> Session:
+        from twsessions.web.session import Session
+
+        session = self.owner.sessionFactory(self.owner, uid)
+        if not isinstance(session, Session):
+            raise TypeError(
+                f"{type(self.owner).__name__}.sessionFactory must make sessions of"
+                f" twsessions.Session or a subclass, not {type(session).__name__}"
+            )
+        return session
+
+    def _enliven(self, session: Session) -> None:
+        self.sessions[session.uid] = session
+        if self.local:
+            session.startCheckingExpiration()
+        else:
+            self.pinned(session)
+
+    def found(self, uid: bytes) -> Session | None:
+        """
+        The session, if it can be had without waiting: a live one, or any on a
+        store in memory.
+        """
+        session = self.sessions.get(uid)
+        if session is None:
+            session = self._moving.get(uid)
+            if session is None:
+                if self.local and isUid(uid):
+                    return self._attach(uid, self.link.loadNow(keyOf(uid)))
+                return None
+        deadline = session._deadline()
+        if deadline is None or (self.local and deadline <= self.seconds()):
+            return None  # due; the queue has just not come round to it
+        return session
+
+    def load(self, uid: bytes) -> Deferred[Session | None]:
+        """
+        The session as the store has it now.
+
+        @param uid: well-formed.
+        @return: fires with the session, live, or L{None}.
+        @raise StoreUnavailable: (through the Deferred) no answer in time.
+        """
+        if self.local:
+            return succeed(self.found(uid))
+        self._awaken()
+        live = self.sessions.get(uid) or self._moving.get(uid)
+        if live is not None and live._record is None:
+            return succeed(live)  # made here, its first commit under way
+        key = keyOf(uid) if live is None or live._record is None else live._record.key
+        return self.link.load(key).addCallback(lambda record: self._attach(uid, record))
+
+    def _attach(self, uid: bytes, record: Record | None) -> Session | None:
+        live = self.sessions.get(uid) or self._moving.get(uid)
+        if record is None:
+            if live is not None and live._record is not None and not self._isBusy(live):
+                self.lost(live)
+                live = None
+            return live
+        record = self._here(record)
+        if live is not None:
+            if live._record is None or live._record.version <= record.version:
+                live._adopt(record)
+            return live
+        session = self._produce(uid)
+        session._adopt(record)
+        self._enliven(session)
+        return session
+
+    def _here(self, record: Record) -> Record:
+        # A record's times are the store's. Here they are compared with the
+        # reactor's, which may be another clock.
+        shift = self.seconds() - record.asOf
+        if abs(shift) < 0.5:
+            return record
+        moved = record.seenAt(self.seconds())
+        moved.created += shift
+        moved.touched += shift
+        return moved
+
+    def _isBusy(self, session: Session) -> bool:
+        return session._rare is not None and session._rare.commit is not None
+
+    # -- use ------------------------------------------------------------------
+
+    def dataOf(self, session: Session) -> Data:
+        record = session._record
+        limit = self.settings.maxSessionBytes
+
+        def corrupt(name: str, error: Exception) -> None:
+            self._log.error(
+                "{session}: a stored value does not decode and reads as absent",
+                session=repr(session),
+            )
+
+        return Data(
+            {} if record is None else record.fields,
+            maxValueBytes=limit,
+            onCorrupt=corrupt,
+            describe=withoutPrefix,
+        )
+
+    def touched(self, session: Session) -> None:
+        touches = self._touches
+        if session not in touches:
+            touches[session] = None
+            idle = session._idle()
+            if idle is not None and len(touches) == 1:
+                self._touchTask.by(self.seconds() + idle / 20)
+            elif idle is not None and self._touchTask.when is not None:
+                self._touchTask.by(self.seconds() + idle / 20)
+
+    def _writeTouches(self, now: float) -> float | None:
+        """
+        Uses that were not worth a write of their own, together.
+        """
+        started, steps = now, 0
+        while self._touches:
+            session = next(iter(self._touches))
+            del self._touches[session]
+            self.touchNow(session)
+            steps += 1
+            if steps % _STEP == 0 and (self.seconds() - started > SLICE or steps > 4096):
+                return now
+        return None
+
+    def touchNow(self, session: Session) -> Deferred[None] | None:
+        """
+        Write that a session was used. A failure is logged: it fails no reader.
+
+        @return: L{None} if there is nothing to wait for.
+        """
+        record = session._record
+        if session._ended is not None or record is None or self._isBusy(session):
+            return None
+        now = self.seconds()
+        if session.lastModified <= record.touched and not session._requests:
+            return None
+        change = Change(
+            record.key,
+            self.entropy(16),
+            usedAgo=max(0.0, now - session.lastModified),
+            uses=session._requests,
+        )
+        idle = session._idle()
+        if idle != record.idle and not record.ownIdle:
+            change.idle = idle
+        if self.local:
+            try:
+                self._sent(session, change, self.link.commitNow(change))
+            except SessionGone:
+                self.lost(session)
+            return None
+
+        def failed(failure: Failure) -> None:
+            if failure.check(SessionGone):
+                self.lost(session)
+            else:
+                self._log.warn(
+                    "{session}: its use could not be stored: {error}",
+                    session=repr(session),
+                    error=failure.value,
+                )
+
+        return self.link.commit(change).addCallbacks(
+            lambda stored: self._sent(session, change, stored), failed
+        )
+
+    def _sent(self, session: Session, change: Change, record: Record) -> None:
+        record = self._here(record)
+        known = session._record
+        if known is None or known.version < record.version:
+            session._stored(change, record)
+        if self.local:
+            self._sweepTask.by(self.seconds() + max(0.0, record.deadline - record.asOf))
+
+    def changed(self, session: Session) -> None:
+        if not session._users:
+            self.pinned(session)
+
+    def pinned(self, session: Session) -> None:
+        # On a shared store only what has callbacks needs the clock's help:
+        # the store ends the rest.
+        if self.sessions.get(session.uid) is session and (
+            session._rare is not None and session._rare.callbacks
+        ):
+            self.queue(session)
+
+    def introduce(self, session: Session, birth: Birth) -> None:
+        exchange = session._exchange
+        if exchange is not None:
+            birth.address, birth.userAgent = exchange.client()
+
+    def release(self, session: Session) -> None:
+        """
+        A request has done with the session.
+        """
+        session._users -= 1
+        if session._users or self.local or session._ended is not None:
+            return
+        session._exchange = None
+        if not (session._isPinned() or self._isBusy(session) or session._hasChanges()):
+            self.forget(session)
+
+    # -- committing -----------------------------------------------------------
+
+    def needsCommit(self, session: Session) -> bool:
+        """
+        Whether a response has to wait for something of this session.
+        """
+        if session._ended is not None:
+            rare = session._rare
+            return rare is None or not rare.finished
+        record = session._record
+        if session._hasChanges() or (session._rare is not None and session._rare.commit):
+            return True
+        if record is None:
+            # An empty session on a store in memory is stored when it is not
+            # empty any more: nothing but this process could find it there.
+            return self.settings.createOn == "access" and not self.local
+        return False
+
+    def touchDue(self, session: Session) -> bool:
+        """
+        Whether this use is worth a write of its own.
+        """
+        record = session._record
+        return record is not None and touchIsDue(
+            session.lastModified, record.touched, session._idle()
+        )
+
+    def commit(self, session: Session) -> Deferred[None]:
+        if session._ended is not None:
+            if session._rare is not None and session._rare.finished:
+                if session._data is not None and session._data.isDirty:
+                    return fail(SessionGone("the session ended before it was stored"))
+                return succeed(None)
+            return self.end(session, session._ended)
+        rare = session._rare
+        if rare is not None and rare.commit is not None:
+            # What is under way may lack what was changed since.
+            waiter: Deferred[None] = Deferred()
+            rare.waiting.append(waiter)
+            return waiter.addCallback(
+                lambda _: self.commit(session) if session._hasChanges() else None
+            )
+        if session._record is not None and not session._hasChanges():
+            return succeed(None)
+        try:
+            change = session._change(self.entropy(16), self.seconds())
+        except (TypeError, SessionTooLarge):
+            self._drop(session)
+            return fail()
+        if session.uid not in self.sessions:
+            self._enliven(session)  # made with createOn="write"
+        self._touches.pop(session, None)
+        if self.local:
+            try:
+                self._sent(session, change, self.link.commitNow(change))
+            except SessionGone:
+                self.lost(session)
+                return fail()
+            except SessionError:
+                self._drop(session)
+                return fail()
+            self._moved(session)
+            return succeed(None)
+        self._awaken()
+        rare = session._more()
+        rare.commit = self.link.commit(change).addCallbacks(
+            lambda record: self._sent(session, change, record)
+        )
+        result: Deferred[None] = Deferred()
+        rare.commit.addCallbacks(
+            lambda _: self._moved(session),
+            lambda failure: self._refused(session, failure),
+        ).addBoth(lambda outcome: self._committed(session, outcome, result))
+        return result
+
+    def _refused(self, session: Session, failure: Failure) -> Failure:
+        if failure.check(SessionGone):
+            self.lost(session)
+        else:
+            self._drop(session)
+        return failure
+
+    def _committed(self, session: Session, outcome: object, result: Deferred[None]) -> None:
+        rare = session._more()
+        rare.commit = None
+        waiting, rare.waiting = rare.waiting, []
+        for waiter in (result, *waiting):
+            if isinstance(outcome, Failure):
+                waiter.errback(outcome)
+            else:
+                waiter.callback(None)
+        if not session._users:
+            session._users = 1
+            self.release(session)  # perhaps nothing needs it any more
+
+    def _drop(self, session: Session) -> None:
+        """
+        A commit failed: what was not stored is forgotten, so that this process
+        agrees with the others.
+        """
+        rare = session._rare
+        if session._data is not None:
+            session._data.revert()
+        if rare is not None:
+            rare.principal = rare.idle = UNSET
+            rare.login = False
+            if rare.rotated:
+                self._unrotate(session)
+        if not self.local and not session._isPinned():
+            self.forget(session)
+
+    # -- ids ------------------------------------------------------------------
+
+    def rotate(self, session: Session) -> bytes:
+        old, new = session.uid, makeUid(self.entropy)
+        if self.sessions.get(old) is session:
+            del self.sessions[old]
+            self.sessions[new] = session
+        session.uid = new
+        if session._record is not None:
+            session._more().rotated = True
+            # Requests under way that came with the old id go on with this.
+            self._moving[old] = session
+        self.changed(session)
+        return new
+
+    def _moved(self, session: Session) -> None:
+        for old in [uid for uid, moving in self._moving.items() if moving is session]:
+            if session._rare is None or not session._rare.rotated:
+                del self._moving[old]
+
+    def _unrotate(self, session: Session) -> None:
+        assert session._rare is not None and session._record is not None
+        wasLive = self.sessions.get(session.uid) is session
+        self.forget(session)
+        for old in [uid for uid, moving in self._moving.items() if moving is session]:
+            del self._moving[old]
+            if keyOf(old) == session._record.key:
+                session.uid = old
+        session._rare.rotated = False
+        if wasLive:
+            self.sessions[session.uid] = session
+
+    def loggedIn(self, session: Session, principal: str) -> Deferred[None]:
+        stored = self.commit(session)
+        most = self.settings.maxSessionsPerPrincipal
+        if most is None:
+            return stored
+
+        async def evict() -> None:
+            await stored
+            records = await self.link.sessionsOf(principal)
+            for record in records[: max(0, len(records) - most)]:
+                if session._record is None or record.seed != session._record.seed:
+                    await self._endRecord(record, "evicted")
+
+        return Deferred.fromCoroutine(evict())
+
+    # -- ending ---------------------------------------------------------------
+
+    def end(self, session: Session, reason: str) -> Deferred[None]:
+        rare = session._rare
+        if session._ended is not None:
+            if rare is None or rare.finished:
+                return succeed(None)
+            waiter: Deferred[None] = Deferred()
+            rare.waiting.append(waiter)
+            return waiter
+        session._ended = reason
+        self.forget(session)
+        self._touches.pop(session, None)
+        if rare is not None and rare.commit is not None:
+            again: Deferred[None] = Deferred()
+            rare.waiting.append(again)
+            # Whether the commit under way succeeds or not, the end follows.
+            return again.addBoth(lambda _: self._endStored(session, reason))
+        return self._endStored(session, reason)
+
+    def _endStored(self, session: Session, reason: str) -> Deferred[None]:
+        record = session._record
+        if record is None and not self.deliverer.isListening:
+            self._finish(session)
+            return succeed(None)
+        now = self.seconds()
+        try:
+            change = session._change(self.entropy(16), now)
+        except (TypeError, SessionTooLarge):
+            # It ends all the same, with what is stored already.
+            if session._data is not None:
+                session._data.revert()
+            change = session._change(self.entropy(16), now)
+        change.newKey = None
+        change.end = reason
+        if self.local:
+            try:
+                self.link.commitNow(change)
+            except SessionError as error:
+                if isinstance(error, StoreError):
+                    return fail(error)
+            self._finish(session)
+            self.deliverer.poke()
+            return succeed(None)
+        rare = session._more()
+        result: Deferred[None] = Deferred()
+        rare.waiting.append(result)
+
+        def done(outcome: object) -> None:
+            waiting, rare.waiting = rare.waiting, []
+            if isinstance(outcome, Failure) and not outcome.check(SessionGone):
+                for waiter in waiting:
+                    waiter.errback(outcome)
+                return
+            self._finish(session)
+            self.deliverer.poke()
+            for waiter in waiting:
+                waiter.callback(None)
+
+        self.link.commit(change).addBoth(done)
+        return result
+
+    def _finish(self, session: Session) -> None:
+        self._moved(session)
+        for old in [uid for uid, moving in self._moving.items() if moving is session]:
+            del self._moving[old]
+        session._finish()
+
+    def lost(self, session: Session) -> None:
+        """
+        The store says that the session has ended.
+        """
+        if session._ended is None:
+            session._ended = session._reason()
+            self.forget(session)
+            self._touches.pop(session, None)
+            self._finish(session)
+
+    def fellDue(self, session: Session) -> None:
+        record = session._record
+        if record is None:
+            self.end(session, session._reason())
+        elif self.local:
+            # The store's own sweep ends the record, at the same time.
+            self.lost(session)
+        else:
+            self._ask(session)
+
+    def _ask(self, session: Session) -> None:
+        # This clock only asks; the store decides.
+        assert session._record is not None
+
+        def answered(record: Record | None) -> None:
+            if session._ended is not None:
+                return
+            if record is None:
+                self.lost(session)
+            else:
+                session._adopt(self._here(record))
+                session.lastModified = max(session.lastModified, session._record.touched)  # type: ignore[union-attr]
+                self.queue(session)
+
+        def failed(failure: Failure) -> None:
+            self._asking.append(session)
+            self._askTask.by(self.seconds() + self.settings.sweepInterval)
+
+        self.link.load(session._record.key).addCallbacks(answered, failed)
+
+    def _askAgain(self, now: float) -> float | None:
+        asking, self._asking = self._asking, []
+        for session in asking:
+            if session._ended is None:
+                self._ask(session)
+        return None
+
+    # -- sweeping -------------------------------------------------------------
+
+    def _awaken(self) -> None:
+        if self._sweepTask.when is None and not self.local:
+            self._sweepTask.by(self.seconds() + self.settings.sweepInterval)
+
+    def start(self) -> None:
+        """
+        Begin to look for sessions that fell due.
+        """
+        self.alarm.start()
+        self._awaken()
+
+    def _sweep(self, now: float) -> float | None:
+        interval = self.settings.sweepInterval
+        if self.local:
+            # The store answers at once, and knows the next deadline exactly.
+            started = self.seconds()
+            while True:
+                swept = self._sweepNow()
+                if not swept.more or self.seconds() - started > SLICE:
+                    break
+            if swept.ended:
+                self.deliverer.poke()
+            return now if swept.more else (None if swept.wait is None else now + swept.wait)
+
+        def done(swept: Any) -> None:
+            if swept.ended:
+                self.deliverer.poke()
+            self._sweepTask.by(self.seconds() + (0.0 if swept.more else interval))
+
+        def failed(failure: Failure) -> None:
+            self._sweepTask.by(self.seconds() + interval)
+
+        self.link.sweep(256).addCallbacks(done, failed)
+        return None
+
+    def _sweepNow(self) -> Any:
+        result: list[Any] = []
+        self.link.sweep(_STEP).addCallback(result.append)
+        return result[0]
+
+    # -- from outside a request -----------------------------------------------
+
+    async def _endRecord(self, record: Record, reason: str) -> bool:
+        """
+        End a session of which only the record is known.
+        """
+        for live in list(self.sessions.values()) if record.key in self._liveKeys() else ():
+            if live._record is not None and live._record.seed == record.seed:
+                await self.end(live, reason)
+                return True
+        try:
+            await self.link.commit(Change(record.key, self.entropy(16), end=reason))
+        except SessionGone:
+            return False
+        self.deliverer.poke()
+        return True
+
+    def _liveKeys(self) -> set[bytes]:
+        return {
+            live._record.key for live in self.sessions.values() if live._record is not None
+        }
+
+    async def expireHandle(self, handle: bytes) -> bool:
+        """
+        End the session with that handle.
+        """
+        record = await self.link.withHandle(handle)
+        return record is not None and await self._endRecord(record, "revoked")
+
+    async def expireAllOf(self, principal: str, keep: Session | None) -> int:
+        """
+        End the sessions of a principal, but for one.
+        """
+        kept = None if keep is None else handleOf(keep._ownSeed())
+        count = 0
+        while True:
+            records = [
+                record
+                for record in await self.link.sessionsOf(principal)
+                if record.handle != kept
+            ]
+            ended = [await self._endRecord(record, "revoked") for record in records]
+            count += sum(ended)
+            if len(records) == sum(ended):
+                return count
+            # One was rotated in between: it is found under its new key.
+
+    async def flush(self) -> None:
+        """
+        Store all that is not stored yet.
+        """
+        waits: list[Deferred[Any]] = []
+        while self._touches:
+            session, _ = self._touches.popitem()
+            if not session._hasChanges():
+                touched = self.touchNow(session)
+                if touched is not None:
+                    waits.append(touched)
+        for session in list(self.sessions.values()):
+            if session._hasChanges() or self._isBusy(session):
+                waits.append(self.commit(session))
+        for succeeded, outcome in await DeferredList(waits, consumeErrors=True):
+            if not succeeded and not outcome.check(SessionGone):
+                outcome.raiseException()
+
+    async def stop(self, within: float = 5.0) -> None:
+        """
+        Flush, for C{within} seconds at the most, and leave no delayed call.
+        """
+        flushed = Deferred.fromCoroutine(self.flush())
+        if not flushed.called:
+            flushed.addTimeout(within, self.reactor)
+        try:
+            await flushed
+        except Exception as error:
+            self._log.error("not all sessions could be stored: {error}", error=error)
+        self.alarm.stop()
+
+    def exclusive(self, session: Session, timeout: float | None) -> Exclusive:
+        exclusive = super().exclusive(session, timeout)
+        exclusive.link = self.link
+        return exclusive
+
+    def refresh(self, session: Session) -> Deferred[None]:
+        if self.local or session._record is None:
+            return succeed(None)
+
+        def loaded(record: Record | None) -> None:
+            if record is None:
+                self.lost(session)
+                raise SessionGone("the session has ended")
+            session._adopt(self._here(record))
+
+        return self.link.load(session._record.key).addCallback(loaded)

@@ -1,0 +1,663 @@
+"""
+A request that has a session: one way through.
+
+C{request.getSession()} answers at once, but a store answers later. So whatever
+a request's cookie names is loaded before the resource renders, and what was
+changed is stored before the first byte of the response leaves: a browser
+follows a redirect as soon as it has the headers, and may ask another process.
+
+L{SessionRequest} is mixed into the site's request class and only passes on.
+What happens to one request is its L{Exchange}, made when it first matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web import http, server
+from twisted.web.http_headers import Headers
+
+from twsessions.errors import SessionGone, StoreUnavailable, TooLateForSession
+
+if TYPE_CHECKING:
+    from twsessions.core.cookies import CookiePolicy, Sent
+    from twsessions.web.keeper import StoreKeeper
+    from twsessions.web.session import Session
+
+__all__ = ["Exchange", "SessionRequest", "adopt", "requestClassFor"]
+
+
+class SessionRequest(server.Request):
+    """
+    A request whose sessions come from a L{StoreKeeper}.
+    """
+
+    _exchange: Exchange | None = None
+
+    def process(self) -> None:
+        """
+        Load what the cookies name, then go on as any request.
+        """
+        owner = self.channel.site
+        keeper = owner.keeper
+        if keeper.local:
+            super().process()
+            return
+        loading = begin(self, owner)
+        if loading is None:
+            super().process()
+        else:
+            loading.addCallback(self._goOn).addErrback(_unexpected)
+
+    def _goOn(self, _: object) -> None:
+        if not self._disconnected:
+            super().process()
+
+    @property
+    def session(self) -> Session | None:  # type: ignore[override]
+        """
+        The session this request has asked for already, or L{None}.
+        """
+        exchange = self._exchange
+        return None if exchange is None else exchange.session(exchange.isSecure())
+
+    def getSession(
+        self, sessionInterface: Any = None, forceNotSecure: bool = False
+    ) -> Any:
+        """
+        The user's session; a new one if there is none.
+
+        @param sessionInterface: give that component of it instead.
+        @param forceNotSecure: the one that is used over plain HTTP, even if this
+            request came over TLS.
+        @raise StoreUnavailable: it could not be loaded. Not caught, it is
+            answered by 503; the cookie stays good.
+        @raise TooLateForSession: there is none, and the headers have left, so a
+            cookie cannot be set any more.
+        """
+        exchange = self._exchange
+        if exchange is None:
+            exchange = self._exchange = Exchange(self, self.channel.site)
+        session = exchange.getSession(forceNotSecure)
+        return session.getComponent(sessionInterface) if sessionInterface else session
+
+    def write(self, data: bytes) -> None:
+        """
+        As Twisted's; the first one waits for the store.
+        """
+        exchange = self._exchange
+        if exchange is None:
+            super().write(data)
+        elif exchange.isOpen:
+            exchange.passOn(data)
+        else:
+            exchange.enter(exchange.passOn, data)
+
+    def finish(self) -> None:
+        """
+        As Twisted's; waits for the store.
+        """
+        exchange = self._exchange
+        if exchange is None:
+            super().finish()
+        else:
+            exchange.finish()
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """
+        As Twisted's; the producer is not asked for anything before the store
+        has answered.
+        """
+        exchange = self._exchange
+        if exchange is None:
+            super().registerProducer(producer, streaming)
+        else:
+            exchange.registerProducer(producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        """
+        As Twisted's.
+        """
+        exchange = self._exchange
+        if exchange is None:
+            super().unregisterProducer()
+        else:
+            exchange.enter(exchange.unregisterProducer)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The client went away; what it changed is stored all the same.
+        """
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.gone()
+        super().connectionLost(reason)
+
+    def processingFailed(self, reason: Failure) -> Failure:
+        """
+        As Twisted's, but 503 if the session's store is away.
+        """
+        if reason.check(StoreUnavailable) and not self.startedWriting:
+            Exchange.of(self).answer(http.SERVICE_UNAVAILABLE, b"Service Unavailable", retry=True)
+            return reason
+        failed: Failure = super().processingFailed(reason)
+        return failed
+
+    def getStateToCopyFor(self, issuer: Any) -> dict[str, Any]:
+        """
+        For C{twisted.web.distrib}: sessions stay in the process that made them.
+        """
+        state: dict[str, Any] = super().getStateToCopyFor(issuer)
+        state.pop("_exchange", None)
+        return state
+
+    def getTypeToCopy(self) -> bytes:
+        """
+        For C{twisted.web.distrib}, which knows one class only.
+        """
+        return b"twisted.web.server.Request"
+
+
+_classes: dict[type, type] = {}
+
+
+def requestClassFor(base: type) -> type:
+    """
+    C{base}, a kind of L{server.Request}, with sessions.
+    """
+    if issubclass(base, SessionRequest):
+        return base
+    made = _classes.get(base)
+    if made is None:
+        bases = (SessionRequest,) if base is server.Request else (SessionRequest, base)
+        made = _classes[base] = type(base.__name__, bases, {"__module__": base.__module__})
+    return made
+
+
+def adopt(request: Any, owner: Any) -> Deferred[Any] | None:
+    """
+    Give a request that some other site has made its session from C{owner}.
+
+    @return: L{None}, or a Deferred that fires when it can render.
+    """
+    if not isinstance(request, SessionRequest):
+        request.__class__ = requestClassFor(type(request))
+    if request._exchange is not None and request._exchange.owner is owner:
+        return None
+    request._exchange = None
+    loading = begin(request, owner)
+    if request._exchange is None:
+        request._exchange = Exchange(request, owner)
+    return loading
+
+
+def begin(request: Any, owner: Any) -> Deferred[Any] | None:
+    """
+    Load the sessions that a request's cookies name.
+
+    @return: L{None} if there is nothing to wait for.
+    """
+    lines = request.requestHeaders.getRawHeaders(b"cookie")
+    if lines is None:
+        return None
+    exchange = Exchange(request, owner)
+    loading = exchange.load(lines)
+    if loading is not None:
+        request._exchange = exchange
+    return loading
+
+
+class _Slot:
+    """
+    One of the two sessions a request can have: over TLS, and in plain.
+    """
+
+    __slots__ = ("sent", "session")
+
+    def __init__(self) -> None:
+        self.sent: Sent | None = None
+        self.session: Session | None = None
+
+
+class Exchange:
+    """
+    One request's dealings with its sessions.
+
+    @ivar isOpen: the headers have left and nothing is held.
+    """
+
+    __slots__ = (
+        "_failed",
+        "_held",
+        "_loaded",
+        "_outage",
+        "_slept",
+        "_slots",
+        "isOpen",
+        "keeper",
+        "owner",
+        "policy",
+        "request",
+    )
+
+    _log = Logger()
+
+    def __init__(self, request: Any, owner: Any) -> None:
+        self.request = request
+        self.owner = owner
+        self.keeper: StoreKeeper = owner.keeper
+        self.policy: CookiePolicy = owner.cookie
+        self._slots: dict[bool, _Slot] = {}
+        self._loaded: dict[bytes, Session | None] | None = None
+        self._outage: Failure | None = None
+        self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        self._failed = False
+        self._slept = False
+        self.isOpen = False
+
+    @classmethod
+    def of(cls, request: SessionRequest) -> Exchange:
+        """
+        The request's exchange.
+        """
+        exchange = request._exchange
+        if exchange is None:
+            exchange = request._exchange = cls(request, request.channel.site)
+        return exchange
+
+    # -- before rendering -----------------------------------------------------
+
+    def load(self, lines: list[bytes]) -> Deferred[Any] | None:
+        """
+        Ask the store for every session that a cookie names.
+        """
+        keeper = self.keeper
+        uids: list[bytes] = []
+        for secure in (False, True):
+            uids.extend(self.policy.candidates(lines, secure).uids)
+        if not uids:
+            return None
+        self._loaded = loaded = {}
+        waits = []
+        for uid in dict.fromkeys(uids):
+
+            def arrived(session: Session | None, uid: bytes = uid) -> None:
+                loaded[uid] = session
+                if session is not None:
+                    session._users += 1  # until this request has said if it wants it
+
+            waits.append(keeper.load(uid).addCallbacks(arrived, self._away))
+        return DeferredList(waits) if len(waits) > 1 else waits[0]
+
+    def _away(self, failure: Failure) -> None:
+        if failure.check(StoreUnavailable) is None:
+            self._log.failure("a session could not be loaded", failure=failure)
+        self._outage = failure
+
+    # -- while rendering ------------------------------------------------------
+
+    def isSecure(self) -> bool:
+        """
+        Whether the request counts as secure. (A virtual host monster may change
+        the answer during traversal.)
+        """
+        return self.policy.isSecureFor(self.request.isSecure())
+
+    def session(self, secure: bool) -> Session | None:
+        """
+        The session asked for already.
+        """
+        slot = self._slots.get(secure)
+        return None if slot is None else slot.session
+
+    def getSession(self, forceNotSecure: bool) -> Session:
+        """
+        See L{SessionRequest.getSession}.
+        """
+        if self.request._disconnected and self._slots:
+            # Without a connection nothing can tell if it was secure.
+            secure = max(self._slots) and not forceNotSecure
+        else:
+            secure = not forceNotSecure and self.isSecure()
+        slot = self._slots.get(secure)
+        if slot is None:
+            slot = self._slots[secure] = _Slot()
+        session = slot.session
+        if session is not None:
+            if session._ended is None:
+                session.touch()
+                return session
+            self._let(session)
+        elif slot.sent is None:
+            session = self._find(slot, secure)
+        if session is None or session._ended is not None:
+            if self.request.startedWriting:
+                raise TooLateForSession(
+                    "getSession() came after the response's headers had left: the new"
+                    " session's cookie cannot be sent. Call it before the first write()."
+                )
+            session = self.keeper.make(secure, live=self.owner.settings.createOn == "access")
+        slot.session = session
+        session._users += 1
+        session._exchange = self
+        session._requests += 1
+        session.touch()
+        session.awake(self.request)
+        return session
+
+    def _find(self, slot: _Slot, secure: bool) -> Session | None:
+        lines = self.request.requestHeaders.getRawHeaders(b"cookie", ())
+        slot.sent = sent = self.policy.candidates(lines, secure)
+        if not sent.uids:
+            return None
+        if self._outage is not None:
+            raise StoreUnavailable("the session could not be loaded") from self._outage.value
+        loaded = self._loaded
+        found = None
+        for uid in sent.uids:
+            if loaded is None:
+                session = self.keeper.found(uid)
+            else:
+                session = loaded.get(uid)
+            if session is None or session._ended is not None:
+                continue
+            if session.secure != secure:
+                self._log.warn("{session} came over the wrong kind of connection", session=session)
+                continue
+            if found is not None and found is not session:
+                self._log.warn("two living sessions in one request: neither is used")
+                return None
+            found = session
+        if found is not None:
+            found.isNew = False
+        return found
+
+    def client(self) -> tuple[str | None, str | None]:
+        """
+        Who is asking: address and user agent, for C{sessionsOf}.
+        """
+        address = getattr(self.request.getClientAddress(), "host", None)
+        agent = self.request.getHeader(b"user-agent")
+        return address, None if agent is None else agent[:200].decode("latin-1")
+
+    def _let(self, session: Session) -> None:
+        self.keeper.release(session)
+
+    # -- the gate -------------------------------------------------------------
+
+    def enter(self, action: Callable[..., None], *args: Any) -> None:
+        """
+        Do something to the response, when the store knows what the client will
+        have seen.
+        """
+        if self._failed:
+            return
+        if self._held is not None:
+            self._held.append((action, args))
+            return
+        if not self.request.startedWriting or action == self._finishNow:
+            waiting = self._commit()
+            if waiting is not None:
+                self._held = [(action, args)]
+                waiting.addCallbacks(self._stored, self._refused).addErrback(_unexpected)
+                return
+        action(*args)
+
+    def _commit(self) -> Deferred[Any] | None:
+        """
+        What has to be waited for, if anything.
+        """
+        keeper, waits = self.keeper, []
+        for slot in self._slots.values():
+            session = slot.session
+            if session is None:
+                continue
+            if not self._slept and session._ended is None:
+                session.sleep(self.request)
+            if keeper.needsCommit(session):
+                waits.append(keeper.commit(session))
+            elif session._ended is None and keeper.touchDue(session):
+                touched = keeper.touchNow(session)
+                if touched is not None:
+                    waits.append(touched)
+        if self._slots:
+            self._slept = True
+        if not waits:
+            return None
+        if len(waits) == 1:
+            return waits[0]
+        both = DeferredList(waits, fireOnOneErrback=True, consumeErrors=True)
+        return both.addErrback(lambda failure: failure.value.subFailure)
+
+    def _stored(self, _: object) -> None:
+        held, self._held = self._held, None
+        assert held is not None
+        while held:
+            action, args = held.pop(0)
+            self.enter(action, *args)
+            if self._held is not None:  # held again: the rest waits behind it
+                self._held.extend(held)
+                return
+
+    def _refused(self, failure: Failure) -> None:
+        """
+        It could not be stored, and the client must not believe it was.
+        """
+        held, self._held = self._held, None
+        assert held is not None
+        for action, args in held:
+            if action == self._register:
+                args[0].stopProducing()
+        request = self.request
+        self._log.failure(
+            "the session of {request} could not be stored", failure=failure, request=request
+        )
+        if request._disconnected:
+            self._failed = True
+            self._done()
+        elif request.startedWriting:
+            self._failed = True
+            if request.producer is not None:
+                request.producer.stopProducing()
+            self._done()
+            request.channel.abortConnection()
+        elif failure.check(SessionGone):
+            self.answer(http.CONFLICT, b"The session has ended")
+        else:
+            self.answer(http.INTERNAL_SERVER_ERROR, b"The session could not be stored")
+
+    def answer(self, code: int, text: bytes, retry: bool = False) -> None:
+        """
+        Answer in the resource's stead, and take nothing more from it.
+        """
+        request = self.request
+        gone = code == http.CONFLICT
+        self._failed = True
+        headers = Headers()
+        for name in (b"server", b"date"):
+            for value in request.responseHeaders.getRawHeaders(name, ()):
+                headers.addRawHeader(name, value)
+        request.responseHeaders = headers
+        request.cookies[:] = []
+        if gone:
+            self._cookies()
+        request.etag = request.lastModified = None
+        request.setResponseCode(code)
+        body = b"<html><title>%d</title><p>%s</p></html>\n" % (code, text)
+        headers.setRawHeaders(b"content-type", [b"text/html; charset=utf-8"])
+        headers.setRawHeaders(b"content-length", [b"%d" % len(body)])
+        headers.setRawHeaders(b"cache-control", [b"no-store"])
+        if retry:
+            headers.setRawHeaders(b"retry-after", [b"1"])
+        self.passOn(body)
+        self._finishNow()
+
+    # -- what goes out --------------------------------------------------------
+
+    def passOn(self, data: bytes) -> None:
+        """
+        Write to the connection.
+        """
+        request = self.request
+        if not request.startedWriting and not request._disconnected:
+            if not self._failed:
+                self._cookies()
+            _base(request).write(request, data)
+            self.isOpen = self._held is None
+            return
+        own = request.__dict__.get("write")  # Twisted's for HEAD, 204 and 304
+        if own is not None:
+            own(data)
+        else:
+            _base(request).write(request, data)
+
+    def finish(self) -> None:
+        """
+        The resource is done.
+        """
+        request = self.request
+        if self._failed:
+            return
+        if request.finished or request._disconnected:
+            self.gone()
+            _base(request).finish(request)
+            return
+        self.isOpen = False
+        self.enter(self._finishNow)
+
+    def _finishNow(self) -> None:
+        request = self.request
+        if not request._disconnected:
+            if not request.startedWriting:
+                self.passOn(b"")
+            _base(request).finish(request)
+        self._done()
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """
+        A producer wants to write.
+        """
+        if self._failed:
+            producer.stopProducing()
+        else:
+            self.enter(self._register, producer, streaming)
+
+    def _register(self, producer: Any, streaming: bool) -> None:
+        if self.request._disconnected:
+            producer.stopProducing()
+        else:
+            _base(self.request).registerProducer(self.request, producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        """
+        The producer has written all.
+        """
+        if self.request.producer is not None and not self.request._disconnected:
+            _base(self.request).unregisterProducer(self.request)
+
+    def gone(self) -> None:
+        """
+        There is no client any more; there may still be something to store.
+        """
+        if self._held is None:
+            waiting = self._commit()
+            if waiting is not None:
+                waiting.addErrback(
+                    lambda failure: self._log.failure(
+                        "the session of {request} could not be stored",
+                        failure=failure,
+                        request=self.request,
+                    )
+                )
+        self._done()
+
+    def _done(self) -> None:
+        for slot in self._slots.values():
+            session, slot.session = slot.session, None
+            if session is not None:
+                self.keeper.release(session)
+        loaded, self._loaded = self._loaded, None
+        for loadedSession in (loaded or {}).values():
+            if loadedSession is not None:
+                self.keeper.release(loadedSession)
+
+    def _cookies(self) -> None:
+        """
+        Say in the headers what became of the session.
+        """
+        request, used = self.request, False
+        for secure, slot in self._slots.items():
+            used = True
+            session, sent = slot.session, slot.sent
+            alive = session is not None and session._ended is None
+            if alive and session is not None:
+                if session._record is None and session.uid not in self.keeper.sessions:
+                    alive = False  # never stored: there is nothing to come back to
+                elif sent is None or sent.uids != (session.uid,):
+                    self._setCookie(secure, self.policy.setCookie(session.uid, secure))
+                elif self.policy.maxAge is not None:
+                    self._setCookie(secure, self.policy.setCookie(session.uid, secure))
+            if not alive and sent is not None and sent.presented:
+                self._setCookie(secure, self.policy.deleteCookie(secure))
+        if used:
+            _vary(request.responseHeaders)
+
+    def _setCookie(self, secure: bool, line: bytes) -> None:
+        request = self.request
+        start = self.policy.nameFor(secure) + b"="
+        # RFC 6265bis: not two lines for one name.
+        request.cookies[:] = [other for other in request.cookies if not other.startswith(start)]
+        request.cookies.append(line)
+        headers = request.responseHeaders
+        control = b",".join(headers.getRawHeaders(b"cache-control", ())).lower()
+        if b"no-store" not in control and b"private" not in control:
+            headers.setRawHeaders(b"cache-control", [b"no-store"])
+
+
+def _vary(headers: Headers) -> None:
+    values = headers.getRawHeaders(b"vary")
+    if values is None:
+        headers.setRawHeaders(b"vary", [b"Cookie"])
+        return
+    named = {name.strip().lower() for value in values for name in value.split(b",")}
+    if b"cookie" not in named and b"*" not in named:
+        headers.addRawHeader(b"vary", b"Cookie")
+
+
+class _Base:
+    """
+    The methods of a request as they are below L{SessionRequest}.
+    """
+
+    def __init__(self, cls: type) -> None:
+        order = cls.__mro__
+        below = order[order.index(SessionRequest) + 1 :]
+        for name in ("write", "finish", "registerProducer", "unregisterProducer"):
+            for base in below:
+                if name in base.__dict__:
+                    setattr(self, name, base.__dict__[name])
+                    break
+
+    write: Callable[[Any, bytes], None]
+    finish: Callable[[Any], None]
+    registerProducer: Callable[[Any, Any, bool], None]
+    unregisterProducer: Callable[[Any], None]
+
+
+_bases: dict[type, _Base] = {}
+
+
+def _base(request: Any) -> _Base:
+    cls = type(request)
+    base = _bases.get(cls)
+    if base is None:
+        base = _bases[cls] = _Base(cls)
+    return base
+
+
+def _unexpected(failure: Failure) -> None:
+    Exchange._log.failure("a request's session went wrong", failure=failure)

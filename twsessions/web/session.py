@@ -1,0 +1,645 @@
+"""
+What C{request.getSession()} returns.
+
+Three things are called session here. This one is the web session of a user. Its
+values live in a L{Data<twsessions.core.data.Data>}; its stored state is a
+L{Record<twsessions.core.record.Record>}. Whatever concerns the whole site
+(time, the store, who else uses this session) is its
+L{keeper's<twsessions.web.keeper.Keeper>}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web import server
+
+from twsessions.core.codec import encode
+from twsessions.core.data import Data, View
+from twsessions.core.delta import COMPONENT, DATA, UNSET, Birth, Change, Unset
+from twsessions.core.ids import csrfTokenOf, keyOf, logName, makeSeed
+from twsessions.core.lifecycle import checkTimeout, deadlineOf, reasonAt
+from twsessions.errors import SessionGone, SessionTooLarge
+from twsessions.web.components import isPersistent, refresh, sync
+from twsessions.web.flash import Flash
+from twsessions.web.keeper import keeperOf
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+    from twsessions.core.record import Record
+    from twsessions.web.exclusive import Exclusive
+    from twsessions.web.keeper import Keeper
+    from twsessions.web.request import Exchange
+
+__all__ = ["Session"]
+
+_DAY = 86400.0
+
+
+class _Rare:
+    """
+    What few sessions have, kept apart so that a plain one stays small.
+    """
+
+    __slots__ = ("callbacks", "commit", "finished", "idle", "login", "principal", "rotated", "waiting")
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], object]] = []
+        self.idle: float | None | Unset = UNSET  # by setTimeout
+        self.principal: str | None | Unset = UNSET  # not stored yet
+        self.login = False  # not stored yet
+        self.rotated = False  # the uid differs from what is stored
+        self.commit: Deferred[None] | None = None  # under way
+        self.waiting: list[Deferred[None]] = []  # for the commit, or the end, under way
+        self.finished = False  # has ended, and callbacks were called
+
+
+class Session(server.Session, MutableMapping[str, Any]):
+    """
+    A user's session: a L{twisted.web.server.Session} and a mapping of values
+    that are stored.
+
+    Keys are C{str}. Values are C{None}, C{bool}, C{int}, C{float}, C{str},
+    C{bytes}, C{list}, C{tuple}, C{dict}, C{set}, C{frozenset}, C{datetime},
+    C{date}, C{time}, C{timedelta}, C{Decimal} and C{UUID}, nested freely; they come
+    back equal and of the same type. Anything else raises L{TypeError} at the
+    assignment. Changes inside a value (C{session["cart"].append(x)}) are
+    noticed. Plain attributes live in this process only.
+
+    @cvar sessionTimeout: seconds a session may stay unused before it ends;
+        L{None}: it never idles out. A subclass or an instance may set it.
+    @cvar absoluteTimeout: seconds after its creation at which it ends, however
+        much it is used; L{None}: no limit. (OWASP ASVS 5.0, 7.3.1 and 7.3.2.)
+    @ivar uid: the id, 64 hex digits as C{bytes}. A secret: do not log it.
+    @ivar site: what made it: a L{twisted.web.server.Site}.
+    @ivar created: when it was made, by the reactor's clock.
+    @ivar lastModified: when it was last used, by the reactor's clock.
+    """
+
+    __slots__ = (
+        "_adapterCache",
+        "_data",
+        "_ended",
+        "_exchange",
+        "_keeper",
+        "_rare",
+        "_record",
+        "_requests",
+        "_seed",
+        "_users",
+        "created",
+        "isNew",
+        "lastModified",
+        "queued",
+        "secure",
+        "sessionNamespaces",
+        "site",
+        "uid",
+    )
+
+    _log = Logger()
+
+    sessionTimeout: float | None = 900  # type: ignore[assignment]
+    absoluteTimeout: float | None = 30 * _DAY
+
+    # Twisted's classes give every instance a dictionary and lists it seldom
+    # needs; here they are made when first asked for (see __getattr__).
+
+    def __init__(self, site: Any, uid: bytes, reactor: IReactorTime | None = None) -> None:
+        """
+        @param site: the site it belongs to, with C{sessions} and C{reactor}.
+        @param uid: its id.
+        @param reactor: L{IReactorTime}; by default the site's.
+        """
+        self.site = site
+        self.uid = uid
+        self._keeper: Keeper = keeperOf(site, reactor)
+        self.created = self.lastModified = self._keeper.seconds()
+        self._data: Data | None = None
+        self._record: Record | None = None
+        self._rare: _Rare | None = None
+        self._ended: str | None = None
+        self._seed: bytes | None = None
+        self._users = 0
+        self._requests = 0
+        self._exchange: Exchange | None = None
+        self.isNew = True
+        self.secure = False
+        self.queued: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_adapterCache" or name == "sessionNamespaces":
+            value: dict[str, Any] = {}
+            setattr(self, name, value)
+            return value
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        state = self._ended or ("new" if self.isNew else "alive")
+        return f"<{type(self).__name__} {logName(self.uid)} {state}>"
+
+    def __bool__(self) -> bool:
+        # Twisted takes a false session for a missing one, so an empty mapping
+        # must be true. A stock Site asks exactly when it has found a session
+        # by its cookie, and nowhere else tells it: there this counts as use.
+        if self._keeper.lookUpIsUse and self._ended is None:
+            self.touch()
+        return True
+
+    __eq__ = object.__eq__  # a session is itself, whatever is in it
+    __hash__ = object.__hash__
+
+    # -- values ---------------------------------------------------------------
+
+    @property
+    def _values(self) -> Data:
+        data = self._data
+        if data is None:
+            self._data = data = self._keeper.dataOf(self)
+        return data
+
+    def _writable(self) -> Data:
+        if self._ended is not None:
+            raise SessionGone("the session has ended; nothing can be stored in it")
+        return self._values
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            return self._values[DATA + key]
+        except KeyError:
+            raise KeyError(key) from None
+        except TypeError:
+            raise KeyError(key) from None
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        View(self._writable(), DATA)[key] = value
+        self._keeper.changed(self)
+
+    def __delitem__(self, key: str) -> None:
+        del View(self._writable(), DATA)[key]
+        self._keeper.changed(self)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and (DATA + key) in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(View(self._values, DATA))
+
+    def __len__(self) -> int:
+        return len(View(self._values, DATA))
+
+    def clear(self) -> None:
+        """
+        Remove all values; the session goes on.
+        """
+        View(self._writable(), DATA).clear()
+        self._keeper.changed(self)
+
+    @property
+    def flash(self) -> Flash:
+        """
+        One-shot values: reading one takes it away.
+        """
+        return Flash(self)
+
+    def _components(self) -> View:
+        return View(self._values, COMPONENT)
+
+    # -- state ----------------------------------------------------------------
+
+    @property
+    def _reactor(self) -> IReactorTime:
+        return self._keeper.reactor
+
+    @property
+    def principal(self) -> str | None:
+        """
+        Who is logged in, or L{None}.
+        """
+        rare = self._rare
+        if rare is not None and not isinstance(rare.principal, Unset):
+            return rare.principal
+        return None if self._record is None else self._record.principal
+
+    @property
+    def isExpired(self) -> bool:
+        """
+        Whether it has ended, or is about to.
+        """
+        return self._ended is not None
+
+    @property
+    def isDirty(self) -> bool:
+        """
+        Whether there is a change that is not stored yet.
+        """
+        return self._ended is None and self._hasChanges()
+
+    @property
+    def requestCount(self) -> int:
+        """
+        How many requests have used it, this one included. Counts of other
+        processes arrive with their next write.
+        """
+        return self._requests + (0 if self._record is None else self._record.uses)
+
+    @property
+    def csrfToken(self) -> str:
+        """
+        A token for forms: the same for the life of the session, but for a
+        L{login}, and of no use as an id. (OWASP ASVS 5.0, 3.5.1.)
+        """
+        rare = self._rare
+        epoch = 0 if self._record is None else self._record.epoch
+        if rare is not None:
+            epoch += rare.login
+        return csrfTokenOf(self._ownSeed(), epoch)
+
+    @property
+    def expireCallbacks(self) -> list[Callable[[], object]]:
+        """
+        As Twisted: the list of what L{notifyOnExpire} was given.
+        """
+        return self._more().callbacks
+
+    @expireCallbacks.setter
+    def expireCallbacks(self, callbacks: list[Callable[[], object]]) -> None:
+        self._more().callbacks = callbacks
+
+    def describe(self) -> dict[str, object]:
+        """
+        What an error report may say of this session: no id, no values, only
+        names, types and sizes.
+        """
+        data = self._values
+        values = {}
+        for name in data:
+            try:
+                value = data[name]
+                values[name[1:]] = f"{type(value).__name__}, {len(encode(value))} bytes"
+            except Exception as error:
+                values[name[1:]] = f"unreadable: {type(error).__name__}"
+        return {
+            "name": logName(self.uid),
+            "created": self.created,
+            "lastModified": self.lastModified,
+            "deadline": self._deadline(),
+            "requestCount": self.requestCount,
+            "isNew": self.isNew,
+            "isExpired": self.isExpired,
+            "loggedIn": self.principal is not None,
+            "values": values,
+        }
+
+    # -- use ------------------------------------------------------------------
+
+    def touch(self) -> None:
+        """
+        Count this moment as use: the idle time begins again. Nothing happens
+        if the session has ended.
+        """
+        if self._ended is None:
+            keeper = self._keeper
+            self.lastModified = keeper.seconds()
+            if self._record is not None:
+                keeper.touched(self)
+
+    def setTimeout(self, seconds: float | None) -> None:
+        """
+        Give this one session its own idle timeout, which is stored with it.
+
+        @param seconds: from now on; L{None}: it does not idle out.
+        @raise ValueError: not a positive, finite number.
+        """
+        self._more().idle = checkTimeout(seconds, "the timeout")
+        self.__dict__.pop("sessionTimeout", None)
+        self._keeper.queue(self)
+        self._keeper.changed(self)
+
+    def startCheckingExpiration(self) -> None:
+        """
+        As Twisted: from now on it ends when its time is over. Called by
+        whatever made it.
+        """
+        self._keeper.queue(self)
+
+    def awake(self, request: server.Request) -> None:
+        """
+        A hook for subclasses: a request begins to use the session.
+        """
+
+    def sleep(self, request: server.Request) -> None:
+        """
+        A hook for subclasses: the response to a request that used the session
+        is about to leave. What is changed here is stored with the rest.
+        """
+
+    def expiring(self) -> None:
+        """
+        A hook for subclasses: the session has ended; runs before the callbacks
+        of L{notifyOnExpire}.
+        """
+
+    # -- end ------------------------------------------------------------------
+
+    def notifyOnExpire(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """
+        Call C{callback}, once, in this process, when the session ends: anywhere
+        and for whatever reason. One that is added after the end is called at
+        once.
+
+        @param callback: takes no arguments. May return a Deferred or be a
+            coroutine function. If it fails that is logged, and the others run.
+        @return: a function that withdraws the callback; calling it twice or too
+            late does nothing.
+        """
+        rare = self._more()
+        if rare.finished:
+            self._call(callback)
+            return lambda: None
+        callbacks = rare.callbacks
+        callbacks.append(callback)
+        self._keeper.pinned(self)
+
+        def withdraw() -> None:
+            nonlocal callbacks
+            if callback in callbacks:
+                callbacks.remove(callback)
+            callbacks = []
+
+        return withdraw
+
+    def expire(self) -> Deferred[None]:
+        """
+        End the session. To do it again does no harm, from a callback neither.
+
+        @return: fires when the store has forgotten it and the callbacks have
+            been called. It fails with
+            L{StoreUnavailable<twsessions.errors.StoreUnavailable>} if the store
+            cannot be told.
+        """
+        return self._keeper.end(self, "logout")
+
+    def logout(self) -> Deferred[None]:
+        """
+        The same as L{expire}. Need not be waited for: the response waits.
+        """
+        return self.expire()
+
+    def rotate(self) -> bytes:
+        """
+        Give the session a new id; its values stay. The old id is dead, in every
+        process, when the response leaves. To be done whenever somebody's
+        rights change; L{login} does it. (OWASP ASVS 5.0, 7.2.4.)
+
+        @return: the new id.
+        @raise NeedsSessionSite: a stock Site would not send the new cookie.
+        @raise SessionGone: it has ended.
+        """
+        if self._ended is not None:
+            raise SessionGone("the session has ended; its id cannot be changed")
+        return self._keeper.rotate(self)
+
+    def login(self, principal: str) -> Deferred[None]:
+        """
+        L{Rotate<rotate>} the id and bind the session to somebody. Need not be
+        waited for: the response waits.
+
+        @param principal: who it is, in the application's own terms.
+        @return: fires when it is stored.
+        @raise TypeError: C{principal} is not a C{str}.
+        @raise NeedsSessionSite: as L{rotate}.
+        """
+        if not isinstance(principal, str) or not principal:
+            raise TypeError(f"a principal is a str that is not empty, not {principal!r}")
+        self.rotate()
+        rare = self._more()
+        rare.principal = principal
+        rare.login = True
+        self._keeper.changed(self)
+        return self._keeper.loggedIn(self, principal)
+
+    def commit(self) -> Deferred[None]:
+        """
+        Store what has changed, now. For code outside a request: within one, the
+        response does it.
+
+        @return: fires when every process can see it.
+        @raise SessionGone: (through the Deferred) it has ended meanwhile.
+        @raise SessionTooLarge: (likewise) it is over C{maxSessionBytes}.
+        @raise StoreUnavailable: (likewise) the store does not answer.
+        """
+        return self._keeper.commit(self)
+
+    def exclusive(self, timeout: float | None = 10.0) -> Exclusive:
+        """
+        For C{async with}: have the session to oneself, across all processes.
+        The values are fresh on entry and stored on exit.
+
+        @param timeout: seconds to wait for whoever has it.
+        @raise LeaseTimeout: (on entry) it was not to be had in time.
+        @raise NotSupported: the store has no leases.
+        """
+        return self._keeper.exclusive(self, timeout)
+
+    # -- for the keeper -------------------------------------------------------
+
+    def _more(self) -> _Rare:
+        rare = self._rare
+        if rare is None:
+            self._rare = rare = _Rare()
+        return rare
+
+    def _ownSeed(self) -> bytes:
+        if self._record is not None:
+            return self._record.seed
+        if self._seed is None:
+            self._seed = makeSeed(self._keeper.entropy)
+        return self._seed
+
+    def _idle(self) -> float | None:
+        rare = self._rare
+        if rare is not None and not isinstance(rare.idle, Unset):
+            return rare.idle
+        record = self._record
+        if record is not None and record.ownIdle:
+            return record.idle
+        return self.sessionTimeout
+
+    def _absolute(self) -> float | None:
+        record = self._record
+        return self.absoluteTimeout if record is None else record.absolute
+
+    def _deadline(self) -> float | None:
+        """
+        When it falls due by the reactor's clock; L{None} if it has ended.
+        """
+        if self._ended is not None:
+            return None
+        return deadlineOf(self.lastModified, self._idle(), self.created, self._absolute())
+
+    def _reason(self) -> str:
+        return reasonAt(self.lastModified, self._idle(), self.created, self._absolute())
+
+    def _isPinned(self) -> bool:
+        """
+        Whether something hangs on this object that is not in the store.
+        """
+        rare = self._rare
+        if rare is not None and rare.callbacks:
+            return True
+        if self.__dict__:
+            return True
+        cache = self._cache()
+        return bool(cache) and not all(map(isPersistent, cache or ()))
+
+    def _adopt(self, record: Record) -> None:
+        """
+        Become what is stored; what was changed here and is not stored yet
+        stays changed.
+        """
+        if self._record is None:
+            self.created = record.created
+            self.isNew = False
+            self.secure = record.secure
+        self._record = record
+        self._seed = None
+        if record.touched > self.lastModified or self._requests == 0:
+            self.lastModified = max(record.touched, self.created)
+        self._renew(record)
+
+    def _renew(self, record: Record) -> None:
+        if self._data is not None:
+            self._data.refresh(record.fields)
+            cache = self._cache()
+            if cache:
+                refresh(self, cache)
+
+    def _cache(self) -> dict[str, object] | None:
+        try:
+            cache: dict[str, object] = object.__getattribute__(self, "_adapterCache")
+        except AttributeError:
+            return None
+        return cache
+
+    def _sync(self) -> None:
+        cache = self._cache()
+        if cache and self._ended is None:
+            sync(self, cache)
+
+    def _hasChanges(self) -> bool:
+        self._sync()
+        data = self._data
+        if data is not None and data.isDirty:
+            return True
+        rare = self._rare
+        return rare is not None and (
+            rare.rotated
+            or rare.login
+            or not isinstance(rare.principal, Unset)
+            or not isinstance(rare.idle, Unset)
+        )
+
+    def _change(self, token: bytes, now: float) -> Change:
+        """
+        All that differs from what is stored.
+
+        @raise TypeError: a value was changed into something unencodable.
+        @raise SessionTooLarge: over the site's limit.
+        """
+        self._sync()
+        data = self._data
+        set_: dict[str, bytes] = {}
+        removed: frozenset[str] = frozenset()
+        if data is not None:
+            set_, removed = data.changes()
+            limit = self._keeper.settings.maxSessionBytes
+            if set_ and limit is not None:
+                size = data.encodedSize()
+                if size > limit:
+                    biggest = [(name[1:], bytes_) for name, bytes_ in data.biggest()]
+                    raise SessionTooLarge(size, limit, biggest)
+        record, rare = self._record, self._rare
+        key = keyOf(self.uid)
+        change = Change(key, token, set=set_, remove=removed, uses=self._requests)
+        change.usedAgo = max(0.0, now - self.lastModified)
+        idle = self._idle()
+        if record is None:
+            change.birth = Birth(
+                self._ownSeed(),
+                ago=max(0.0, now - self.created),
+                absolute=self._absolute(),
+                secure=self.secure,
+            )
+            self._keeper.introduce(self, change.birth)
+            change.idle = idle
+        else:
+            if record.key != key:
+                change.key, change.newKey = record.key, key
+            if idle != record.idle:
+                change.idle = idle
+        if rare is not None:
+            if not isinstance(rare.idle, Unset):
+                change.ownIdle = True
+            change.principal = rare.principal
+            change.login = rare.login
+        return change
+
+    def _stored(self, change: Change, record: Record) -> None:
+        """
+        C{change} is stored, and this is the session now.
+        """
+        self._requests -= change.uses
+        rare = self._rare
+        if rare is not None:
+            if rare.principal == change.principal:
+                rare.principal = UNSET
+                rare.login = False
+            if change.ownIdle is True and rare.idle == record.idle:
+                rare.idle = UNSET
+            rare.rotated = record.key != keyOf(self.uid)
+        self._record = record
+        self._seed = None
+        data = self._data
+        if data is not None:
+            data.accept(dict(change.set), change.remove)
+            self._renew(record)
+
+    def _finish(self) -> Deferred[None]:
+        """
+        It has ended: the hook, then the callbacks, each by itself.
+
+        @return: fires when those that returned Deferreds are done.
+        """
+        rare = self._more()
+        callbacks, rare.callbacks = rare.callbacks, []
+        waits = [self._call(self.expiring)]
+        waits.extend(self._call(callback) for callback in callbacks)
+        while rare.callbacks:  # added by a callback: its turn is now
+            added, rare.callbacks = rare.callbacks, []
+            waits.extend(self._call(callback) for callback in added)
+        rare.finished = True
+        pending = [wait for wait in waits if not wait.called]
+        if not pending:
+            return succeed(None)
+        return ensureDeferred(_all(pending))
+
+    def _call(self, callback: Callable[[], object]) -> Deferred[object]:
+        def failed(failure: Failure) -> None:
+            self._log.failure(
+                "a callback of an ended session failed: {session}",
+                failure=failure,
+                session=repr(self),
+            )
+
+        return maybeDeferred(callback).addErrback(failed)  # type: ignore[arg-type]
+
+
+async def _all(deferreds: list[Deferred[object]]) -> None:
+    for deferred in deferreds:
+        await deferred
