@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from math import inf
 from secrets import token_bytes
@@ -21,7 +22,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from twsessions.core.delta import Change, apply, isAlive
-from twsessions.core.record import FORMAT, Record, pack, unpack
+from twsessions.core.record import Record, pack, unpack
 from twsessions.errors import (
     CorruptRecord,
     IdCollision,
@@ -41,7 +42,7 @@ from twsessions.interfaces import (
     Swept,
     Verdict,
 )
-from twsessions.stores._sqlitefile import explain, openFile, transaction
+from twsessions.stores._sqlitefile import explain, isPassing, openFile, transaction
 from twsessions.stores._threads import Worker
 
 __all__ = ["SQLiteStore"]
@@ -51,19 +52,17 @@ T = TypeVar("T")
 _Row = tuple[bytes, bytes]  # key, packed record
 
 _WISH = 30 * 86400.0  # seconds for which one listen() holds
-_SLICE = 250  # sessions ended in one transaction: a few ms of the write lock
+_SLICE = 250  # sessions swept in one transaction: a few ms of the write lock
+_LATER = 3600.0  # until a sweep looks again at what only a newer release can read
 
 # Statements are looked up by their text in sqlite3's cache of prepared ones,
 # so lists of keys come in few lengths: powers of two, the last key repeated.
 _CHUNK = 128
 _SELECT = {
-    size: f"SELECT key, record FROM session WHERE key IN ({', '.join('?' * size)})"
+    size: f"SELECT key, record, due FROM session WHERE key IN ({', '.join('?' * size)})"
     for size in (1 << power for power in range(8))
 }
-_COLUMNS = "key, record, deadline, principal, handle"
-_READABLE = "substr(record, 1, 1) IN (" + ", ".join(
-    f"x'{number:02x}'" for number in range(1, FORMAT + 1)
-) + ")"  # fmt: skip
+_COLUMNS = "key, record, due, principal, handle"
 _LAPSED = "coalesce((SELECT value FROM meta WHERE name = 'listening'), 0) <= :now"
 
 
@@ -123,7 +122,9 @@ class SQLiteStore:
         wanted = list(keys)
         return self._reading(self._loadNow, wanted)
 
-    def commit(self, changes: Sequence[Change]) -> Deferred[list[Record | SessionError]]:
+    def commit(
+        self, changes: Sequence[Change]
+    ) -> Deferred[list[Record | SessionError]]:
         """
         See L{ISessionStore.commit}.
         """
@@ -280,26 +281,28 @@ class SQLiteStore:
         return value
 
     async def _sweep(self, limit: int) -> Swept:
-        ended = 0
+        ended = seen = 0
         while True:
             wait, chores = await self._reading(self._peekNow)
             due = wait is not None and wait <= 0
             if not due and not chores:
                 return Swept(ended, False, wait)
-            if ended >= limit:
+            if ended >= limit or seen >= max(limit, _SLICE):
                 return Swept(ended, True, 0.0)
             # A slice at a time: commits that wait come in between.
-            size = min(_SLICE, limit - ended)
-            count, keys = await self._writing(self._sweepNow, size)
-            self._report((None, keys))
-            ended += count
-            if chores and not due:
-                return Swept(ended, False, wait)
+            result = self._writing(self._sweepNow, limit - ended).addCallback(
+                self._report
+            )
+            looked, dead = await result
+            ended += dead
+            seen += looked or _SLICE
 
     async def _claim(self, limit: int, lease: float) -> list[Ended]:
         if not await self._reading(self._isAnyToClaim):
             return []
-        return await self._writing(self._claimNow, limit, lease).addCallback(self._report)
+        return await self._writing(self._claimNow, limit, lease).addCallback(
+            self._report
+        )
 
     async def _acquire(self, name: bytes, holder: bytes, lease: float) -> bool:
         if await self._reading(self._isTaken, name, holder):
@@ -308,11 +311,13 @@ class SQLiteStore:
 
     async def _close(self) -> None:
         # The writer last: whoever closes last brings the log into the file.
-        for link in self._reader, self._writer:
+        links = (self._reader, self._writer)
+        for link in links:
             try:
                 await link.close()
             except StoreUnavailable as error:
                 self._log.error("{reason}", reason=str(error))
+        for link in links:
             await link.worker.stop()
 
     # In the reader
@@ -320,27 +325,36 @@ class SQLiteStore:
     def _loadNow(
         self, connection: sqlite3.Connection, corrupt: list[_Row], keys: list[bytes]
     ) -> list[Record | None]:
-        rows = _fetch(connection, keys)
+        rows = [row[:2] for row in _fetch(connection, keys)]
         now = self._now()
         found = {record.key: record for record in _living(rows, now, corrupt)}
         return [found.get(key) for key in keys]
 
     def _select(
-        self, connection: sqlite3.Connection, corrupt: list[_Row], where: str, value: object
+        self,
+        connection: sqlite3.Connection,
+        corrupt: list[_Row],
+        where: str,
+        value: object,
     ) -> list[Record]:
-        rows = connection.execute("SELECT key, record FROM session WHERE " + where, (value,))
+        rows = connection.execute(
+            "SELECT key, record FROM session WHERE " + where, (value,)
+        )
         return list(_living(rows.fetchall(), self._now(), corrupt))
 
     def _iterateNow(
-        self, connection: sqlite3.Connection, corrupt: list[_Row], after: bytes | None, limit: int
+        self,
+        connection: sqlite3.Connection,
+        corrupt: list[_Row],
+        after: bytes | None,
+        limit: int,
     ) -> list[Record]:
         after = b"" if after is None else after
         while True:
             now = self._now()
             rows = connection.execute(
-                "SELECT key, record FROM session"
-                " WHERE key > ? AND (deadline IS NULL OR deadline > ?) ORDER BY key LIMIT ?",
-                (after, now, limit),
+                "SELECT key, record FROM session WHERE key > ? ORDER BY key LIMIT ?",
+                (after, limit),
             ).fetchall()
             records = list(_living(rows, now, corrupt))
             if records or not rows:
@@ -351,26 +365,33 @@ class SQLiteStore:
         self, connection: sqlite3.Connection, corrupt: list[_Row]
     ) -> tuple[float | None, bool]:
         """
-        Seconds until the next session falls due, and whether anything else is
-        to be cleared away.
+        Seconds until there is a session to look at, and whether anything else
+        is to be cleared away.
         """
         now = self._now()
-        deadline, chores = connection.execute(
+        due, chores = connection.execute(
             f"""SELECT
-                (SELECT deadline FROM session WHERE {_READABLE} AND deadline IS NOT NULL
-                    ORDER BY deadline LIMIT 1),
+                (SELECT due FROM session WHERE due IS NOT NULL ORDER BY due LIMIT 1),
                 EXISTS (SELECT 1 FROM lease WHERE until <= :now)
                 OR ({_LAPSED} AND EXISTS (SELECT 1 FROM ending))""",
             {"now": now},
         ).fetchone()
-        return None if deadline is None else max(0.0, deadline - now), bool(chores)
+        return None if due is None else max(0.0, due - now), bool(chores)
 
-    def _isAnyToClaim(self, connection: sqlite3.Connection, corrupt: list[_Row]) -> bool:
-        row = connection.execute("SELECT 1 FROM ending WHERE due <= ? LIMIT 1", (self._now(),))
+    def _isAnyToClaim(
+        self, connection: sqlite3.Connection, corrupt: list[_Row]
+    ) -> bool:
+        row = connection.execute(
+            "SELECT 1 FROM ending WHERE due <= ? LIMIT 1", (self._now(),)
+        )
         return row.fetchone() is not None
 
     def _isTaken(
-        self, connection: sqlite3.Connection, corrupt: list[_Row], name: bytes, holder: bytes
+        self,
+        connection: sqlite3.Connection,
+        corrupt: list[_Row],
+        name: bytes,
+        holder: bytes,
     ) -> bool:
         row = connection.execute(
             "SELECT 1 FROM lease WHERE name = ? AND holder <> ? AND until > ?",
@@ -392,35 +413,50 @@ class SQLiteStore:
         moved = self._quarantineNow(connection, batch.corrupt)
         batch.write(connection)
         if batch.ends and self._isHeard(connection, now):
-            self._keepEnds(connection, ((record, reason, now) for record, reason in batch.ends))
+            self._keepEnds(
+                connection, ((record, reason, now) for record, reason in batch.ends)
+            )
         return outcomes, moved
 
-    def _sweepNow(self, connection: sqlite3.Connection, limit: int) -> tuple[int, list[bytes]]:
+    def _sweepNow(
+        self, connection: sqlite3.Connection, limit: int
+    ) -> tuple[tuple[int, int], list[bytes]]:
+        """
+        How many sessions were looked at and how many ended; keys quarantined.
+        """
         now = self._now()
-        heard = self._isHeard(connection, now)
         rows: list[_Row] = connection.execute(
-            f"SELECT key, {'record' if heard else 'NULL'} FROM session"
-            f" WHERE {_READABLE} AND deadline <= ? ORDER BY deadline LIMIT ?",
-            (now, limit),
+            "SELECT key, record FROM session WHERE due <= ? ORDER BY due LIMIT ?",
+            (now, _SLICE),
         ).fetchall()
-        moved: list[bytes] = []
-        if heard:
-            corrupt: list[_Row] = []
-            records = list(_readable(rows, now, corrupt))
-            moved = self._quarantineNow(connection, corrupt)
+        corrupt: list[_Row] = []
+        sealed: set[bytes] = set()
+        records = sorted(
+            _readable(rows, now, corrupt, sealed), key=lambda one: one.deadline
+        )
+        dead = [record for record in records if not isAlive(record, now)][:limit]
+        connection.executemany(
+            "DELETE FROM session WHERE key = ?", [(one.key,) for one in dead]
+        )
+        dues = [(_due(record), record.key) for record in records[len(dead) :]]
+        dues += [(now + _LATER, key) for key in sealed]
+        connection.executemany("UPDATE session SET due = ? WHERE key = ?", dues)
+        moved = self._quarantineNow(connection, corrupt)
+        if dead and self._isHeard(connection, now):
             self._keepEnds(
-                connection, ((record, record.reason, record.deadline) for record in records)
+                connection, ((one, one.reason, one.deadline) for one in dead)
             )
-        connection.executemany("DELETE FROM session WHERE key = ?", [(key,) for key, _ in rows])
         connection.execute("DELETE FROM lease WHERE until <= ?", (now,))
         connection.execute(
             f"DELETE FROM ending WHERE {_LAPSED}"
             " AND id IN (SELECT id FROM ending ORDER BY rowid LIMIT :limit)",
-            {"now": now, "limit": limit},
+            {"now": now, "limit": _SLICE},
         )
-        return len(rows) - len(moved), moved
+        return (len(rows), len(dead)), moved
 
-    def _quarantineNow(self, connection: sqlite3.Connection, rows: Iterable[_Row]) -> list[bytes]:
+    def _quarantineNow(
+        self, connection: sqlite3.Connection, rows: Iterable[_Row]
+    ) -> list[bytes]:
         """
         Move rows aside, unless they have changed meanwhile.
         """
@@ -428,7 +464,8 @@ class SQLiteStore:
         for row in rows:
             where = " FROM session WHERE key = ? AND record = ?"
             connection.execute(
-                "INSERT INTO quarantine (key, record, since) SELECT key, record, ?" + where,
+                "INSERT INTO quarantine (key, record, since) SELECT key, record, ?"
+                + where,
                 (self._now(), *row),
             )
             if connection.execute("DELETE" + where, row).rowcount:
@@ -436,7 +473,9 @@ class SQLiteStore:
         return moved
 
     def _isHeard(self, connection: sqlite3.Connection, now: float) -> bool:
-        lapsed: int = connection.execute(f"SELECT {_LAPSED}", {"now": now}).fetchone()[0]
+        lapsed: int = connection.execute(f"SELECT {_LAPSED}", {"now": now}).fetchone()[
+            0
+        ]
         return not lapsed
 
     def _keepEnds(
@@ -467,7 +506,7 @@ class SQLiteStore:
         corrupt: list[bytes] = []
         rows = connection.execute(
             "SELECT id, key, record, reason, ended, attempts FROM ending"
-            f" WHERE due <= ? AND {_READABLE} ORDER BY due, ended LIMIT ?",
+            " WHERE due <= ? ORDER BY due, ended LIMIT ?",
             (now, limit),
         ).fetchall()
         for id_, key, packed, reason, ended, attempts in rows:
@@ -480,6 +519,10 @@ class SQLiteStore:
                     (key, packed, now),
                 )
                 connection.execute("DELETE FROM ending WHERE id = ?", (id_,))
+            except NewerFormat:
+                connection.execute(
+                    "UPDATE ending SET due = ? WHERE id = ?", (now + _LATER, id_)
+                )
             else:
                 ends.append(Ended(id_, record, reason, ended, attempts + 1, claim))
         connection.executemany(
@@ -488,13 +531,17 @@ class SQLiteStore:
         )
         return ends, corrupt
 
-    def _settleNow(self, connection: sqlite3.Connection, verdicts: list[Verdict]) -> list[bool]:
+    def _settleNow(
+        self, connection: sqlite3.Connection, verdicts: list[Verdict]
+    ) -> list[bool]:
         now = self._now()
         held = []
         for verdict in verdicts:
             name = (verdict.id, verdict.claim)
             if verdict.retryIn is None and not verdict.dead:
-                done = connection.execute("DELETE FROM ending WHERE id = ? AND claim = ?", name)
+                done = connection.execute(
+                    "DELETE FROM ending WHERE id = ? AND claim = ?", name
+                )
             else:
                 due = None if verdict.dead else now + (verdict.retryIn or 0.0)
                 done = connection.execute(
@@ -518,8 +565,12 @@ class SQLiteStore:
             > 0
         )
 
-    def _releaseNow(self, connection: sqlite3.Connection, name: bytes, holder: bytes) -> None:
-        connection.execute("DELETE FROM lease WHERE name = ? AND holder = ?", (name, holder))
+    def _releaseNow(
+        self, connection: sqlite3.Connection, name: bytes, holder: bytes
+    ) -> None:
+        connection.execute(
+            "DELETE FROM lease WHERE name = ? AND holder = ?", (name, holder)
+        )
 
 
 class _Link:
@@ -527,14 +578,19 @@ class _Link:
     One connection and the worker that alone uses it.
     """
 
-    def __init__(self, path: str, worker: Worker, synchronous: str, patience: float) -> None:
+    def __init__(
+        self, path: str, worker: Worker, synchronous: str, patience: float
+    ) -> None:
         self.worker = worker
         self._path = path
         self._options = (synchronous, patience)
         self._connection: sqlite3.Connection | None = None
 
     def do(
-        self, f: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+        self,
+        f: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Deferred[T]:
         """
         Have the worker call C{f} with the connection; faults come out
@@ -554,11 +610,10 @@ class _Link:
                 self._connection = openFile(self._path, *self._options)
             return f(self._connection, *args, **kwargs)
         except (sqlite3.Error, OSError) as error:
-            fault = explain(error, self._path)
-            if not isinstance(error, sqlite3.OperationalError):
-                # The file may be another one, or whole, the next time.
-                self._drop()
-            raise fault from error
+            if not isPassing(error):
+                with suppress(StoreUnavailable):
+                    self._drop()  # what was mended is seen by a new connection
+            raise explain(error, self._path) from error
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -577,13 +632,18 @@ class _Batch:
     @ivar ends: last states, and why they ended.
     """
 
-    def __init__(self, rows: Iterable[_Row], now: float) -> None:
+    def __init__(
+        self, rows: list[tuple[bytes, bytes, float | None]], now: float
+    ) -> None:
         self.now = now
+        self._dues = {key: due for key, _, due in rows}
         self.corrupt: list[_Row] = []
         self.ends: list[tuple[Record, str]] = []
         self._sealed: set[bytes] = set()
         self._before: dict[bytes, Record] = {}
-        for record in _readable(rows, now, self.corrupt, self._sealed):
+        for record in _readable(
+            (row[:2] for row in rows), now, self.corrupt, self._sealed
+        ):
             self._before[record.key] = record
         self._after: dict[bytes, Record] = self._before.copy()
         self._packed: dict[bytes, bytes] = {}
@@ -604,7 +664,11 @@ class _Batch:
         old, new = change.key, change.key if change.newKey is None else change.newKey
         if old in self._sealed:
             # A newer release's: there is nothing here, and it stays as it is.
-            raise IdCollision("taken") if change.birth is not None else SessionGone("unreadable")
+            raise (
+                IdCollision("taken")
+                if change.birth is not None
+                else SessionGone("unreadable")
+            )
         there = self._after.get(new) if new != old else None
         if there is not None and there.token == change.token:
             return there.seenAt(self.now)  # this rotation has been done
@@ -626,33 +690,40 @@ class _Batch:
         Bring the file to the state after all steps.
         """
         dead = [(key,) for key in self._before if key not in self._after]
-        born, moved, rebound = [], [], []
+        born, used, moved = [], [], []
         for key, packed in self._packed.items():
             record, before = self._after.get(key), self._before.get(key)
             if record is None:
                 continue
-            deadline = None if record.deadline == inf else record.deadline
+            due = _due(record)
             if before is None or before.seed != record.seed:
-                born.append((key, packed, deadline, record.principal, record.handle))
+                born.append((key, packed, due, record.principal, record.handle))
                 if before is not None:
                     dead.append((key,))
-            elif before.principal == record.principal:
-                moved.append((packed, deadline, key))
+            elif before.principal == record.principal and _isBefore(
+                self._dues[key], due
+            ):
+                used.append((packed, key))
             else:
-                rebound.append((packed, deadline, record.principal, key))
+                moved.append((packed, due, record.principal, key))
         # Only the columns that change: an index not named is not rewritten.
         for statement, values in (
             ("DELETE FROM session WHERE key = ?", dead),
-            ("UPDATE session SET record = ?, deadline = ? WHERE key = ?", moved),
-            ("UPDATE session SET record = ?, deadline = ?, principal = ? WHERE key = ?", rebound),
+            ("UPDATE session SET record = ? WHERE key = ?", used),
+            (
+                "UPDATE session SET record = ?, due = ?, principal = ? WHERE key = ?",
+                moved,
+            ),
             (f"INSERT INTO session ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", born),
         ):
             if values:
                 connection.executemany(statement, values)
 
 
-def _fetch(connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[_Row]:
-    rows: list[_Row] = []
+def _fetch(
+    connection: sqlite3.Connection, keys: Sequence[bytes]
+) -> list[tuple[bytes, bytes, float | None]]:
+    rows: list[tuple[bytes, bytes, float | None]] = []
     for start in range(0, len(keys), _CHUNK):
         chunk = list(keys[start : start + _CHUNK])
         size = 1 << (len(chunk) - 1).bit_length()
@@ -661,8 +732,23 @@ def _fetch(connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[_Row]:
     return rows
 
 
+def _due(record: Record) -> float | None:
+    deadline = record.deadline
+    return None if deadline == inf else deadline
+
+
+def _isBefore(due: float | None, deadline: float | None) -> bool:
+    """
+    Whether a sweep that looks at C{due} comes in time.
+    """
+    return deadline is None if due is None else deadline is None or due <= deadline
+
+
 def _readable(
-    rows: Iterable[_Row], now: float, corrupt: list[_Row], sealed: set[bytes] | None = None
+    rows: Iterable[_Row],
+    now: float,
+    corrupt: list[_Row],
+    sealed: set[bytes] | None = None,
 ) -> Iterator[Record]:
     """
     The records in rows; corrupt rows and keys of newer ones go to C{corrupt}
