@@ -450,9 +450,9 @@ class StoreKeeper(Keeper):
         A request has done with the session.
         """
         session._users -= 1
+        session._exchange = None
         if session._users or self.local or session._ended is not None:
             return
-        session._exchange = None
         if not (session._isPinned() or self._isBusy(session) or session._hasChanges()):
             self.forget(session)
 

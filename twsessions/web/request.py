@@ -169,12 +169,14 @@ def requestClassFor(base: type) -> type:
     """
     C{base}, a kind of L{server.Request}, with sessions.
     """
+    if base is server.Request:
+        return SessionRequest
     if issubclass(base, SessionRequest):
         return base
     made = _classes.get(base)
     if made is None:
-        bases = (SessionRequest,) if base is server.Request else (SessionRequest, base)
-        made = _classes[base] = type(base.__name__, bases, {"__module__": base.__module__})
+        names = {"__module__": base.__module__}
+        made = _classes[base] = type(base.__name__, (SessionRequest, base), names)
     return made
 
 
@@ -216,9 +218,10 @@ class _Slot:
     One of the two sessions a request can have: over TLS, and in plain.
     """
 
-    __slots__ = ("sent", "session")
+    __slots__ = ("secure", "sent", "session")
 
-    def __init__(self) -> None:
+    def __init__(self, secure: bool) -> None:
+        self.secure = secure
         self.sent: Sent | None = None
         self.session: Session | None = None
 
@@ -251,7 +254,7 @@ class Exchange:
         self.owner = owner
         self.keeper: StoreKeeper = owner.keeper
         self.policy: CookiePolicy = owner.cookie
-        self._slots: dict[bool, _Slot] = {}
+        self._slots: list[_Slot] = []
         self._loaded: dict[bytes, Session | None] | None = None
         self._outage: Failure | None = None
         self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
@@ -311,8 +314,10 @@ class Exchange:
         """
         The session asked for already.
         """
-        slot = self._slots.get(secure)
-        return None if slot is None else slot.session
+        for slot in self._slots:
+            if slot.secure is secure:
+                return slot.session
+        return None
 
     def getSession(self, forceNotSecure: bool) -> Session:
         """
@@ -320,12 +325,15 @@ class Exchange:
         """
         if self.request._disconnected and self._slots:
             # Without a connection nothing can tell if it was secure.
-            secure = max(self._slots) and not forceNotSecure
+            secure = not forceNotSecure and any(slot.secure for slot in self._slots)
         else:
             secure = not forceNotSecure and self.isSecure()
-        slot = self._slots.get(secure)
-        if slot is None:
-            slot = self._slots[secure] = _Slot()
+        for slot in self._slots:
+            if slot.secure is secure:
+                break
+        else:
+            slot = _Slot(secure)
+            self._slots.append(slot)
         session = slot.session
         if session is not None:
             if session._ended is None:
@@ -412,7 +420,7 @@ class Exchange:
         What has to be waited for, if anything.
         """
         keeper, waits = self.keeper, []
-        for slot in self._slots.values():
+        for slot in self._slots:
             session = slot.session
             if session is None:
                 continue
@@ -536,6 +544,8 @@ class Exchange:
                 self.passOn(b"")
             _base(request).finish(request)
         self._done()
+        if not self._failed:
+            request._exchange = None  # the two need not wait for the garbage collector
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """
@@ -576,7 +586,7 @@ class Exchange:
         self._done()
 
     def _done(self) -> None:
-        for slot in self._slots.values():
+        for slot in self._slots:
             session, slot.session = slot.session, None
             if session is not None:
                 self.keeper.release(session)
@@ -590,8 +600,8 @@ class Exchange:
         Say in the headers what became of the session.
         """
         request, used = self.request, False
-        for secure, slot in self._slots.items():
-            used = True
+        for slot in self._slots:
+            used, secure = True, slot.secure
             session, sent = slot.session, slot.sent
             alive = session is not None and session._ended is None
             if alive and session is not None:
