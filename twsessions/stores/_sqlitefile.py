@@ -100,9 +100,7 @@ def openFile(path: str, synchronous: str, patience: float) -> sqlite3.Connection
 
 
 @contextmanager
-def transaction(
-    connection: sqlite3.Connection, kind: str = "IMMEDIATE"
-) -> Iterator[None]:
+def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
     """
     All that is done inside, or nothing; by default under the one lock for
     writing, C{"DEFERRED"} for reads that must agree with each other.
@@ -195,11 +193,7 @@ def _isOurs(connection: sqlite3.Connection, path: str) -> bool:
                 "was changed"
             )
         return True
-    if (
-        application
-        or schema
-        or connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-    ):
+    if application or schema or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
         raise StoreUnavailable(
             f"{path} is another application's SQLite database: give the sessions a file of their "
             "own; nothing in it was changed"

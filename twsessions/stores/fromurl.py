@@ -48,9 +48,7 @@ def _read(url: str) -> _Maker:
     scheme, colon, rest = url.partition(":")
     read = _SCHEMES.get(scheme.lower()) if colon else None
     if read is None:
-        raise ValueError(
-            f"a store's URL begins with one of {', '.join(_SCHEMES)} and a colon"
-        )
+        raise ValueError(f"a store's URL begins with one of {', '.join(_SCHEMES)} and a colon")
     return read(rest)
 
 
@@ -70,17 +68,13 @@ def _sqlite(rest: str) -> _Maker:
     shape = "sqlite:///relative/path or sqlite:////absolute/path"
     location, _, query = rest.partition("?")
     if not location.startswith("///"):
-        raise ValueError(
-            f"an SQLite store is a file on this host, without a host's name: {shape}"
-        )
+        raise ValueError(f"an SQLite store is a file on this host, without a host's name: {shape}")
     if "#" in rest:
         raise ValueError("'#' in the path of an SQLite store is written %23")
     try:
         path = unquote_to_bytes(location[3:]).decode()
     except UnicodeError:
-        raise ValueError(
-            "the path of an SQLite store is UTF-8, percent-encoded"
-        ) from None
+        raise ValueError("the path of an SQLite store is UTF-8, percent-encoded") from None
     if not path or path.endswith("/") or "\0" in path:
         raise ValueError(f"an SQLite store needs the path of a file: {shape}")
     options = parse_qsl(query, keep_blank_values=True) if query else []
@@ -115,9 +109,7 @@ def _worker(reactor: IReactorTime, name: str) -> Worker:
 
 def _later(name: str) -> Callable[[str], _Maker]:
     def refuse(rest: str) -> _Maker:
-        raise NotSupported(
-            f"this release of twsessions has no {name} store; use sqlite:///path"
-        )
+        raise NotSupported(f"this release of twsessions has no {name} store; use sqlite:///path")
 
     return refuse
 

@@ -122,9 +122,7 @@ class SQLiteStore:
         wanted = list(keys)
         return self._reading(self._loadNow, wanted)
 
-    def commit(
-        self, changes: Sequence[Change]
-    ) -> Deferred[list[Record | SessionError]]:
+    def commit(self, changes: Sequence[Change]) -> Deferred[list[Record | SessionError]]:
         """
         See L{ISessionStore.commit}.
         """
@@ -290,9 +288,7 @@ class SQLiteStore:
             if ended >= limit or seen >= max(limit, _SLICE):
                 return Swept(ended, True, 0.0)
             # A slice at a time: commits that wait come in between.
-            result = self._writing(self._sweepNow, limit - ended).addCallback(
-                self._report
-            )
+            result = self._writing(self._sweepNow, limit - ended).addCallback(self._report)
             looked, dead = await result
             ended += dead
             seen += looked or _SLICE
@@ -300,9 +296,7 @@ class SQLiteStore:
     async def _claim(self, limit: int, lease: float) -> list[Ended]:
         if not await self._reading(self._isAnyToClaim):
             return []
-        return await self._writing(self._claimNow, limit, lease).addCallback(
-            self._report
-        )
+        return await self._writing(self._claimNow, limit, lease).addCallback(self._report)
 
     async def _acquire(self, name: bytes, holder: bytes, lease: float) -> bool:
         if await self._reading(self._isTaken, name, holder):
@@ -337,9 +331,7 @@ class SQLiteStore:
         where: str,
         value: object,
     ) -> list[Record]:
-        rows = connection.execute(
-            "SELECT key, record FROM session WHERE " + where, (value,)
-        )
+        rows = connection.execute("SELECT key, record FROM session WHERE " + where, (value,))
         return list(_living(rows.fetchall(), self._now(), corrupt))
 
     def _iterateNow(
@@ -378,12 +370,8 @@ class SQLiteStore:
         ).fetchone()
         return None if due is None else max(0.0, due - now), bool(chores)
 
-    def _isAnyToClaim(
-        self, connection: sqlite3.Connection, corrupt: list[_Row]
-    ) -> bool:
-        row = connection.execute(
-            "SELECT 1 FROM ending WHERE due <= ? LIMIT 1", (self._now(),)
-        )
+    def _isAnyToClaim(self, connection: sqlite3.Connection, corrupt: list[_Row]) -> bool:
+        row = connection.execute("SELECT 1 FROM ending WHERE due <= ? LIMIT 1", (self._now(),))
         return row.fetchone() is not None
 
     def _isTaken(
@@ -413,9 +401,7 @@ class SQLiteStore:
         moved = self._quarantineNow(connection, batch.corrupt)
         batch.write(connection)
         if batch.ends and self._isHeard(connection, now):
-            self._keepEnds(
-                connection, ((record, reason, now) for record, reason in batch.ends)
-            )
+            self._keepEnds(connection, ((record, reason, now) for record, reason in batch.ends))
         return outcomes, moved
 
     def _sweepNow(
@@ -431,21 +417,15 @@ class SQLiteStore:
         ).fetchall()
         corrupt: list[_Row] = []
         sealed: set[bytes] = set()
-        records = sorted(
-            _readable(rows, now, corrupt, sealed), key=lambda one: one.deadline
-        )
+        records = sorted(_readable(rows, now, corrupt, sealed), key=lambda one: one.deadline)
         dead = [record for record in records if not isAlive(record, now)][:limit]
-        connection.executemany(
-            "DELETE FROM session WHERE key = ?", [(one.key,) for one in dead]
-        )
+        connection.executemany("DELETE FROM session WHERE key = ?", [(one.key,) for one in dead])
         dues = [(_due(record), record.key) for record in records[len(dead) :]]
         dues += [(now + _LATER, key) for key in sealed]
         connection.executemany("UPDATE session SET due = ? WHERE key = ?", dues)
         moved = self._quarantineNow(connection, corrupt)
         if dead and self._isHeard(connection, now):
-            self._keepEnds(
-                connection, ((one, one.reason, one.deadline) for one in dead)
-            )
+            self._keepEnds(connection, ((one, one.reason, one.deadline) for one in dead))
         connection.execute("DELETE FROM lease WHERE until <= ?", (now,))
         connection.execute(
             f"DELETE FROM ending WHERE {_LAPSED}"
@@ -454,9 +434,7 @@ class SQLiteStore:
         )
         return (len(rows), len(dead)), moved
 
-    def _quarantineNow(
-        self, connection: sqlite3.Connection, rows: Iterable[_Row]
-    ) -> list[bytes]:
+    def _quarantineNow(self, connection: sqlite3.Connection, rows: Iterable[_Row]) -> list[bytes]:
         """
         Move rows aside, unless they have changed meanwhile.
         """
@@ -464,8 +442,7 @@ class SQLiteStore:
         for row in rows:
             where = " FROM session WHERE key = ? AND record = ?"
             connection.execute(
-                "INSERT INTO quarantine (key, record, since) SELECT key, record, ?"
-                + where,
+                "INSERT INTO quarantine (key, record, since) SELECT key, record, ?" + where,
                 (self._now(), *row),
             )
             if connection.execute("DELETE" + where, row).rowcount:
@@ -473,9 +450,7 @@ class SQLiteStore:
         return moved
 
     def _isHeard(self, connection: sqlite3.Connection, now: float) -> bool:
-        lapsed: int = connection.execute(f"SELECT {_LAPSED}", {"now": now}).fetchone()[
-            0
-        ]
+        lapsed: int = connection.execute(f"SELECT {_LAPSED}", {"now": now}).fetchone()[0]
         return not lapsed
 
     def _keepEnds(
@@ -520,9 +495,7 @@ class SQLiteStore:
                 )
                 connection.execute("DELETE FROM ending WHERE id = ?", (id_,))
             except NewerFormat:
-                connection.execute(
-                    "UPDATE ending SET due = ? WHERE id = ?", (now + _LATER, id_)
-                )
+                connection.execute("UPDATE ending SET due = ? WHERE id = ?", (now + _LATER, id_))
             else:
                 ends.append(Ended(id_, record, reason, ended, attempts + 1, claim))
         connection.executemany(
@@ -531,17 +504,13 @@ class SQLiteStore:
         )
         return ends, corrupt
 
-    def _settleNow(
-        self, connection: sqlite3.Connection, verdicts: list[Verdict]
-    ) -> list[bool]:
+    def _settleNow(self, connection: sqlite3.Connection, verdicts: list[Verdict]) -> list[bool]:
         now = self._now()
         held = []
         for verdict in verdicts:
             name = (verdict.id, verdict.claim)
             if verdict.retryIn is None and not verdict.dead:
-                done = connection.execute(
-                    "DELETE FROM ending WHERE id = ? AND claim = ?", name
-                )
+                done = connection.execute("DELETE FROM ending WHERE id = ? AND claim = ?", name)
             else:
                 due = None if verdict.dead else now + (verdict.retryIn or 0.0)
                 done = connection.execute(
@@ -565,12 +534,8 @@ class SQLiteStore:
             > 0
         )
 
-    def _releaseNow(
-        self, connection: sqlite3.Connection, name: bytes, holder: bytes
-    ) -> None:
-        connection.execute(
-            "DELETE FROM lease WHERE name = ? AND holder = ?", (name, holder)
-        )
+    def _releaseNow(self, connection: sqlite3.Connection, name: bytes, holder: bytes) -> None:
+        connection.execute("DELETE FROM lease WHERE name = ? AND holder = ?", (name, holder))
 
 
 class _Link:
@@ -578,9 +543,7 @@ class _Link:
     One connection and the worker that alone uses it.
     """
 
-    def __init__(
-        self, path: str, worker: Worker, synchronous: str, patience: float
-    ) -> None:
+    def __init__(self, path: str, worker: Worker, synchronous: str, patience: float) -> None:
         self.worker = worker
         self._path = path
         self._options = (synchronous, patience)
@@ -632,18 +595,14 @@ class _Batch:
     @ivar ends: last states, and why they ended.
     """
 
-    def __init__(
-        self, rows: list[tuple[bytes, bytes, float | None]], now: float
-    ) -> None:
+    def __init__(self, rows: list[tuple[bytes, bytes, float | None]], now: float) -> None:
         self.now = now
         self._dues = {key: due for key, _, due in rows}
         self.corrupt: list[_Row] = []
         self.ends: list[tuple[Record, str]] = []
         self._sealed: set[bytes] = set()
         self._before: dict[bytes, Record] = {}
-        for record in _readable(
-            (row[:2] for row in rows), now, self.corrupt, self._sealed
-        ):
+        for record in _readable((row[:2] for row in rows), now, self.corrupt, self._sealed):
             self._before[record.key] = record
         self._after: dict[bytes, Record] = self._before.copy()
         self._packed: dict[bytes, bytes] = {}
@@ -664,11 +623,7 @@ class _Batch:
         old, new = change.key, change.key if change.newKey is None else change.newKey
         if old in self._sealed:
             # A newer release's: there is nothing here, and it stays as it is.
-            raise (
-                IdCollision("taken")
-                if change.birth is not None
-                else SessionGone("unreadable")
-            )
+            raise (IdCollision("taken") if change.birth is not None else SessionGone("unreadable"))
         there = self._after.get(new) if new != old else None
         if there is not None and there.token == change.token:
             return there.seenAt(self.now)  # this rotation has been done
@@ -700,9 +655,7 @@ class _Batch:
                 born.append((key, packed, due, record.principal, record.handle))
                 if before is not None:
                     dead.append((key,))
-            elif before.principal == record.principal and _isBefore(
-                self._dues[key], due
-            ):
+            elif before.principal == record.principal and _isBefore(self._dues[key], due):
                 used.append((packed, key))
             else:
                 moved.append((packed, due, record.principal, key))

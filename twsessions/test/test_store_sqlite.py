@@ -48,9 +48,7 @@ def key(number: int) -> bytes:
 
 
 def birth(number: int, idle: float | None = 10.0, **more: Any) -> Change:
-    return Change(
-        key(number), b"born", Birth(number.to_bytes(16, "big")), idle=idle, **more
-    )
+    return Change(key(number), b"born", Birth(number.to_bytes(16, "big")), idle=idle, **more)
 
 
 class Fixture:
@@ -61,9 +59,7 @@ class Fixture:
         self.store = self.another()
 
     def another(self) -> SQLiteStore:
-        return SQLiteStore(
-            str(self.path), self.clock.seconds, InlineWorker(), InlineWorker()
-        )
+        return SQLiteStore(str(self.path), self.clock.seconds, InlineWorker(), InlineWorker())
 
     def commit(self, *changes: Change) -> list[Any]:
         return answer(self.store.commit(changes))
@@ -171,9 +167,7 @@ def test_theEarliestFirst(at: Fixture) -> None:
     at.clock.advance(30.0)
     left = []
     while at.sweep(1).ended:
-        left.append(
-            [row[0] for row in at.direct("SELECT key FROM session ORDER BY key")]
-        )
+        left.append([row[0] for row in at.direct("SELECT key FROM session ORDER BY key")])
     assert left == [[key(1), key(3)], [key(3)], []]
 
 
@@ -185,9 +179,7 @@ def test_manyFallDue(at: Fixture) -> None:
     assert at.sweep(1300) == Swept(700, False, None)
     ends = answer(at.store.claim(3000, 30.0))
     assert len({end.id for end in ends}) == 2000
-    assert {(end.reason, end.ended) for end in ends} == {
-        ("idle", 1010.0 + n) for n in range(7)
-    }
+    assert {(end.reason, end.ended) for end in ends} == {("idle", 1010.0 + n) for n in range(7)}
 
 
 def test_sweepIsBounded(at: Fixture) -> None:
@@ -279,6 +271,24 @@ def test_verdicts(at: Fixture) -> None:
     assert [one.id for one in answer(at.store.claim(10, 30.0))] == [again.id]
 
 
+def test_twoProcessesSweepAndClaim(at: Fixture) -> None:
+    """
+    Each end is had once; what was not settled in time is had again.
+    """
+    answer(at.store.listen())
+    at.commit(*(birth(number) for number in range(100)))
+    at.clock.advance(10.0)
+    other = at.another()
+    swept = [answer(store.sweep(30)).ended for store in (at.store, other) * 2]
+    assert swept == [30, 30, 30, 10]
+    ends = [end.id for store in (at.store, other) * 2 for end in answer(store.claim(40, 30.0))]
+    assert len(ends) == len(set(ends)) == 100
+    at.clock.advance(30.0)
+    again = answer(other.claim(1000, 30.0))
+    assert [(end.id, end.attempts) for end in again] == [(id_, 2) for id_ in ends]
+    answer(other.close())
+
+
 def test_leasesThatRanOutAreCleared(at: Fixture) -> None:
     assert answer(at.store.acquire(b"n", b"a", 5.0))
     at.clock.advance(5.0)
@@ -308,9 +318,7 @@ def test_closeOfAStoreNeverUsed(at: Fixture) -> None:
 
 def test_synchronous(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'normal' or 'full'"):
-        SQLiteStore(
-            str(tmp_path), Clock().seconds, InlineWorker(), InlineWorker(), "off"
-        )
+        SQLiteStore(str(tmp_path), Clock().seconds, InlineWorker(), InlineWorker(), "off")
 
 
 @pytest_twisted.ensureDeferred  # type: ignore[untyped-decorator]
@@ -323,9 +331,7 @@ async def test_threads(tmp_path: Path) -> None:
     first, second = storeFromURL(reactor, url), storeFromURL(reactor, url)
     await gatherResults(
         [
-            store.commit(
-                [birth(number, idle=900.0) for number in range(base, base + 10)]
-            )
+            store.commit([birth(number, idle=900.0) for number in range(base, base + 10)])
             for base, store in zip(range(0, 200, 10), [first, second] * 10, strict=True)
         ]
     )

@@ -121,9 +121,7 @@ def birth(number, **more):
 """
 
 
-def spawn(
-    script: str, path: Path, number: int = 0, **options: Any
-) -> subprocess.Popen[str]:
+def spawn(script: str, path: Path, number: int = 0, **options: Any) -> subprocess.Popen[str]:
     root = Path(twsessions.__file__).parents[1]
     return subprocess.Popen(
         [sys.executable, "-c", CHILD + script, str(path), str(number)],
@@ -136,9 +134,7 @@ def spawn(
 
 
 def test_eightProcessesMakeTheFile(stores: Stores) -> None:
-    script = (
-        "say('ready'); hear(); say(answer(store.commit([birth(number)]))[0].version)"
-    )
+    script = "say('ready'); hear(); say(answer(store.commit([birth(number)]))[0].version)"
     children = [spawn(script, stores.path, number) for number in range(8)]
     for child in children:
         assert child.stdout is not None and child.stdin is not None
@@ -383,10 +379,7 @@ def test_nobodyElseCanRead(stores: Stores) -> None:
     before = os.umask(0)
     try:
         answer(stores.make().commit([birth(1)]))
-        modes = {
-            file.name: file.stat().st_mode & 0o777
-            for file in stores.path.parent.iterdir()
-        }
+        modes = {file.name: file.stat().st_mode & 0o777 for file in stores.path.parent.iterdir()}
     finally:
         os.umask(before)
     names = ("sessions.db", "sessions.db-shm", "sessions.db-wal")
