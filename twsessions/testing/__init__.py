@@ -1,0 +1,3 @@
+"""
+What applications and stores are tested with.
+"""
