@@ -1,0 +1,7 @@
+"""
+A shim: everything is in setup.cfg.
+"""
+
+from setuptools import setup
+
+setup()
