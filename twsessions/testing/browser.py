@@ -682,8 +682,6 @@ class _Pull:
             return
         self._isPulling = True
         try:
-            # A transport registers its producer before it pulls, and so does
-            # the channel: from then on, not being registered is the end.
             while self._isRegistered():
                 pending = self._connection.pending
                 before = len(pending._received) if pending is not None else 0
