@@ -1,0 +1,135 @@
+"""
+A queue that answers: who is due next?
+
+Most sessions are used again long before they fall due, so the queue does not
+follow them. An item lies in a bucket of time, and only when that begins is
+its deadline asked for: then it moves to a later bucket, or to the small heap
+of those that are really near. Using an item costs the queue nothing; a far
+item costs it one list entry; and no call does more work than it was allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from math import inf
+from typing import Generic, Protocol, TypeVar
+
+__all__ = ["DeadlineQueue", "Queueable"]
+
+
+class Queueable(Protocol):
+    """
+    What can be queued.
+
+    @ivar queued: the queue's own: the time for which it holds the item, or
+        L{None}.
+    """
+
+    queued: float | None
+
+
+T = TypeVar("T", bound=Queueable)
+
+
+class DeadlineQueue(Generic[T]):
+    """
+    Items and their deadlines.
+    """
+
+    def __init__(self, deadlineOf: Callable[[T], float | None], width: float = 1.0) -> None:
+        """
+        @param deadlineOf: an item's deadline in seconds; L{None}: it is gone.
+        @param width: of a bucket, in seconds.
+        """
+        self._deadlineOf = deadlineOf
+        self._width = width
+        self._buckets: dict[float, list[T]] = {}
+        self._starts: list[float] = []  # heap of the numbers of the buckets
+        self._near: list[tuple[float, int, T]] = []  # heap
+        self._opened = -inf  # up to this bucket number items go to the heap
+        self._opening: list[T] = []
+        self._openingNumber = -inf
+        self._counter = 0
+
+    def __len__(self) -> int:
+        buckets = sum(map(len, self._buckets.values()))
+        return buckets + len(self._near) + len(self._opening)
+
+    def add(self, item: T) -> None:
+        """
+        Hold an item for its deadline. One that is held for an earlier time
+        already stays where it is: it moves when its bucket begins.
+        """
+        deadline = self._deadlineOf(item)
+        if deadline is None or deadline == inf:
+            return
+        queued = item.queued
+        if queued is not None and queued <= deadline:
+            return
+        item.queued = deadline
+        self._put(item, deadline)
+
+    def _put(self, item: T, deadline: float) -> None:
+        number = deadline // self._width
+        if number <= self._opened:
+            self._counter += 1
+            heappush(self._near, (deadline, self._counter, item))
+            return
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            bucket = self._buckets[number] = []
+            heappush(self._starts, number)
+        bucket.append(item)
+
+    def next(self, now: float) -> float | None:
+        """
+        When to call L{due} next: C{now} or earlier if work is left over.
+        """
+        if self._opening:
+            return now
+        near = self._near[0][0] if self._near else None
+        if self._starts:
+            start = self._starts[0] * self._width
+            if near is None or start < near:
+                return start
+        return near
+
+    def due(self, now: float, limit: int) -> list[T]:
+        """
+        The items whose deadline has come, after looking at no more than
+        C{limit}. They are held no longer.
+        """
+        found: list[T] = []
+        while limit > 0:
+            if self._opening:
+                limit -= 1
+                self._sort(self._opening.pop(), now, found)
+            elif self._near and self._near[0][0] <= now:
+                limit -= 1
+                deadline, _, item = heappop(self._near)
+                if item.queued == deadline:  # else it is held for another time by now
+                    self._again(item, now, found)
+            elif self._starts and self._starts[0] * self._width <= now:
+                self._openingNumber = self._opened = heappop(self._starts)
+                self._opening = self._buckets.pop(self._openingNumber)
+            else:
+                break
+        return found
+
+    def _sort(self, item: T, now: float, found: list[T]) -> None:
+        # An entry that was left behind when its item got an earlier deadline
+        # is stale: the item is held for a time outside this bucket, or not.
+        if item.queued is not None and item.queued // self._width == self._openingNumber:
+            self._again(item, now, found)
+
+    def _again(self, item: T, now: float, found: list[T]) -> None:
+        item.queued = None
+        deadline = self._deadlineOf(item)
+        if deadline is None or deadline == inf:
+            return
+        if deadline <= now:
+            found.append(item)
+        else:
+            item.queued = deadline
+            self._put(item, deadline)
