@@ -46,8 +46,10 @@ docs: $(VENV)-docs/$(STAMP)
 	$(VENV)-docs/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lint: $(VENV)-lint/$(STAMP)
-	$(VENV)-lint/bin/python -m ruff check .
-	$(VENV)-lint/bin/python -m mypy --strict
+	@status=0; set -x; \
+	$(VENV)-lint/bin/python -m ruff check . || status=1; \
+	$(VENV)-lint/bin/python -m mypy --strict || status=1; \
+	{ set +x; } 2>/dev/null; exit $$status
 
 venv: $(VENV)/$(STAMP)
 
