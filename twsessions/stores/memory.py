@@ -1,0 +1,328 @@
+"""
+Sessions in this process's memory: the reference for all stores.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import inf
+
+from twisted.internet.defer import Deferred, fail, succeed
+from zope.interface import implementer
+
+from twsessions.core.deadlines import DeadlineQueue
+from twsessions.core.delta import Change, apply, isAlive
+from twsessions.core.record import Record
+from twsessions.errors import SessionError, StoreUnavailable
+from twsessions.interfaces import (
+    EVENTS,
+    EXCLUSIVE,
+    ITERATE,
+    LOCAL,
+    PRINCIPALS,
+    Ended,
+    ISessionStore,
+    Swept,
+    Verdict,
+)
+
+__all__ = ["MemoryStore"]
+
+
+class _Place:
+    """
+    Where one session is kept.
+
+    @ivar record: L{None} once it has ended.
+    """
+
+    __slots__ = ("queued", "record")
+
+    def __init__(self, record: Record) -> None:
+        self.record: Record | None = record
+        self.queued: float | None = None
+
+
+class _End:
+    """
+    An end that somebody wants to hear of.
+    """
+
+    __slots__ = ("attempts", "claim", "dead", "due", "ended", "reason", "record")
+
+    def __init__(self, record: Record, reason: str, ended: float) -> None:
+        self.record = record
+        self.reason = reason
+        self.ended = self.due = ended
+        self.attempts = 0
+        self.claim = b""
+        self.dead = False
+
+
+@implementer(ISessionStore)
+class MemoryStore:
+    """
+    Keeps sessions in a dictionary. Every Deferred it returns has fired.
+    """
+
+    capabilities = frozenset((LOCAL, EVENTS, PRINCIPALS, EXCLUSIVE, ITERATE))
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        """
+        @param now: the clock, such as a reactor's C{seconds}.
+        """
+        self._now = now
+        self._places: dict[bytes, _Place] = {}
+        self._due: DeadlineQueue[_Place] = DeadlineQueue(_deadlineOf)
+        self._byPrincipal: dict[str, dict[bytes, None]] = {}
+        self._ends: dict[bytes, _End] = {}
+        self._fresh: deque[bytes] = deque()  # ends that were never claimed, the oldest first
+        self._claims = 0
+        self._listening = False
+        self._leases: dict[bytes, tuple[bytes, float]] = {}
+        self._isOpen = True
+
+    def load(self, keys: Sequence[bytes]) -> Deferred[list[Record | None]]:
+        """
+        See L{ISessionStore.load}.
+        """
+        if not self._isOpen:
+            return _closed()
+        now = self._now()
+        found: list[Record | None] = []
+        for key in keys:
+            place = self._places.get(key)
+            record = None if place is None else place.record
+            if record is not None and now < record.deadline:
+                found.append(record.seenAt(now))
+            else:
+                found.append(None)
+        return succeed(found)
+
+    def commit(self, changes: Sequence[Change]) -> Deferred[list[Record | SessionError]]:
+        """
+        See L{ISessionStore.commit}.
+        """
+        if not self._isOpen:
+            return _closed()
+        now = self._now()
+        outcomes: list[Record | SessionError] = []
+        for change in changes:
+            try:
+                outcomes.append(self._commit(change, now))
+            except SessionError as error:
+                outcomes.append(error)
+        return succeed(outcomes)
+
+    def _commit(self, change: Change, now: float) -> Record:
+        places, key = self._places, change.key
+        place = places.get(key)
+        if place is None and change.newKey is not None:
+            # A rotation sent again finds what it has made.
+            place = places.get(change.newKey)
+            if place is None or place.record is None or place.record.token != change.token:
+                place = None
+            key = change.newKey
+        before = None if place is None else place.record
+        record = apply(before, change, now)
+        if change.end is not None:
+            if place is not None:
+                self._remove(key, place)
+            if self._listening:
+                self._keepEnd(record, change.end, now)
+            return record
+        if place is None:
+            place = places[record.key] = _Place(record)
+        else:
+            place.record = record
+            if record.key != key:
+                del places[key]
+                places[record.key] = place
+        if before is None or before.principal is not None or record.principal is not None:
+            self._index(before, record)
+        self._due.add(place)
+        return record
+
+    def _index(self, before: Record | None, after: Record | None) -> None:
+        if before is not None and before.principal is not None:
+            keys = self._byPrincipal.get(before.principal)
+            if keys is not None:
+                keys.pop(before.key, None)
+                if not keys:
+                    del self._byPrincipal[before.principal]
+        if after is not None and after.principal is not None:
+            self._byPrincipal.setdefault(after.principal, {})[after.key] = None
+
+    def _remove(self, key: bytes, place: _Place) -> None:
+        self._index(place.record, None)
+        place.record = None
+        del self._places[key]
+
+    def _keepEnd(self, record: Record, reason: str, ended: float) -> None:
+        handle = record.handle
+        self._ends[handle] = _End(record, reason, ended)
+        self._fresh.append(handle)
+
+    def sweep(self, limit: int) -> Deferred[Swept]:
+        """
+        See L{ISessionStore.sweep}.
+        """
+        if not self._isOpen:
+            return _closed()
+        now = self._now()
+        ended = 0
+        for place in self._due.due(now, limit):
+            record = place.record
+            if record is not None:
+                self._remove(record.key, place)
+                if self._listening:
+                    self._keepEnd(record, record.reason, record.deadline)
+                ended += 1
+        following = self._due.next(now)
+        more = following is not None and following <= now
+        wait = None if following is None else max(0.0, following - now)
+        return succeed(Swept(ended, more, wait))
+
+    def listen(self) -> Deferred[None]:
+        """
+        See L{ISessionStore.listen}.
+        """
+        if not self._isOpen:
+            return _closed()
+        self._listening = True
+        return succeed(None)
+
+    def claim(self, limit: int, lease: float) -> Deferred[list[Ended]]:
+        """
+        See L{ISessionStore.claim}.
+        """
+        if not self._isOpen:
+            return _closed()
+        now = self._now()
+        due: list[bytes] = []
+        # Few ends are claimed already and wait for something.
+        if len(self._ends) > len(self._fresh):
+            fresh = set(self._fresh)
+            waiting = [
+                (end.due, handle)
+                for handle, end in self._ends.items()
+                if handle not in fresh and not end.dead and end.due <= now
+            ]
+            due = [handle for _, handle in sorted(waiting)[:limit]]
+        while len(due) < limit and self._fresh:
+            due.append(self._fresh.popleft())
+        claimed = []
+        for handle in due:
+            end = self._ends[handle]
+            self._claims += 1
+            end.claim = b"%d" % self._claims
+            end.attempts += 1
+            end.due = now + lease
+            claimed.append(
+                Ended(handle, end.record, end.reason, end.ended, end.attempts, end.claim)
+            )
+        return succeed(claimed)
+
+    def settle(self, verdicts: Sequence[Verdict]) -> Deferred[list[bool]]:
+        """
+        See L{ISessionStore.settle}.
+        """
+        if not self._isOpen:
+            return _closed()
+        now = self._now()
+        held = []
+        for verdict in verdicts:
+            end = self._ends.get(verdict.id)
+            if end is None or end.claim != verdict.claim or end.dead:
+                held.append(False)
+                continue
+            held.append(True)
+            if verdict.dead:
+                end.dead = True
+            elif verdict.retryIn is None:
+                del self._ends[verdict.id]
+            else:
+                end.claim = b""
+                end.due = now + verdict.retryIn
+        return succeed(held)
+
+    def sessionsOf(self, principal: str) -> Deferred[list[Record]]:
+        """
+        See L{ISessionStore.sessionsOf}.
+        """
+        if not self._isOpen:
+            return _closed()
+        now = self._now()
+        keys = self._byPrincipal.get(principal, ())
+        records = [self._places[key].record for key in keys]
+        living = [r.seenAt(now) for r in records if r is not None and isAlive(r, now)]
+        return succeed(sorted(living, key=lambda record: record.created))
+
+    def withHandle(self, handle: bytes) -> Deferred[Record | None]:
+        """
+        See L{ISessionStore.withHandle}. Looks at all sessions: an index would
+        cost each of them more than this costs the few who ask.
+        """
+        if not self._isOpen:
+            return _closed()
+        now = self._now()
+        for place in self._places.values():
+            record = place.record
+            if record is not None and record.handle == handle and isAlive(record, now):
+                return succeed(record.seenAt(now))
+        return succeed(None)
+
+    def acquire(self, name: bytes, holder: bytes, lease: float) -> Deferred[bool]:
+        """
+        See L{ISessionStore.acquire}.
+        """
+        if not self._isOpen:
+            return _closed()
+        now = self._now()
+        held, until = self._leases.get(name, (holder, -inf))
+        if held != holder and now < until:
+            return succeed(False)
+        self._leases[name] = holder, now + lease
+        return succeed(True)
+
+    def release(self, name: bytes, holder: bytes) -> Deferred[None]:
+        """
+        See L{ISessionStore.release}.
+        """
+        if not self._isOpen:
+            return _closed()
+        if self._leases.get(name, (b"", 0.0))[0] == holder:
+            del self._leases[name]
+        return succeed(None)
+
+    def iterate(self, after: bytes | None, limit: int) -> Deferred[list[Record]]:
+        """
+        See L{ISessionStore.iterate}.
+        """
+        if not self._isOpen:
+            return _closed()
+        now = self._now()
+        keys = sorted(self._places)
+        found: list[Record] = []
+        for key in keys[0 if after is None else bisect_right(keys, after) :]:
+            record = self._places[key].record
+            if len(found) < limit and record is not None and isAlive(record, now):
+                found.append(record.seenAt(now))
+        return succeed(found)
+
+    def close(self) -> Deferred[None]:
+        """
+        See L{ISessionStore.close}.
+        """
+        self._isOpen = False
+        return succeed(None)
+
+
+def _deadlineOf(place: _Place) -> float | None:
+    return None if place.record is None else place.record.deadline
+
+
+def _closed() -> Deferred[object]:  # type: ignore[type-var]
+    return fail(StoreUnavailable("the store has been closed"))
