@@ -50,7 +50,7 @@ class Birth:
     @ivar absolute: see L{Record.absolute}.
     """
 
-    seed: bytes
+    seed: bytes = field(repr=False)
     ago: float = 0.0
     absolute: float | None = None
     secure: bool = False
@@ -81,16 +81,16 @@ class Change:
     @ivar end: one of L{REASONS}: the session ends, with this change applied.
     """
 
-    key: bytes
-    token: bytes
+    key: bytes = field(repr=False)
+    token: bytes = field(repr=False)
     birth: Birth | None = None
-    set: Mapping[str, bytes] = field(default_factory=dict)
+    set: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     remove: frozenset[str] = frozenset()
     idle: float | None | Unset = UNSET
     ownIdle: bool | Unset = UNSET
-    principal: str | None | Unset = UNSET
+    principal: str | None | Unset = field(default=UNSET, repr=False)
     login: bool = False
-    newKey: bytes | None = None
+    newKey: bytes | None = field(default=None, repr=False)
     usedAgo: float | None = None
     uses: int = 0
     end: str | None = None

@@ -48,22 +48,22 @@ class Record:
     @ivar asOf: the store's time when this record was read. Not stored.
     """
 
-    key: bytes
-    seed: bytes
+    key: bytes = field(repr=False)
+    seed: bytes = field(repr=False)
     created: float
     touched: float
     idle: float | None = None
     absolute: float | None = None
-    fields: Mapping[str, bytes] = field(default_factory=dict)
+    fields: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     version: int = 1
     uses: int = 0
-    principal: str | None = None
+    principal: str | None = field(default=None, repr=False)
     epoch: int = 0
     ownIdle: bool = False
     secure: bool = False
     address: str | None = None
     userAgent: str | None = None
-    token: bytes = b""
+    token: bytes = field(default=b"", repr=False)
     asOf: float = 0.0
 
     @property
