@@ -1,0 +1,802 @@
+"""
+What every session store must do: one suite for all of them.
+
+Each test is a coroutine function with plain asserts, so any runner will do. A
+subclass says how to make its store, and with C{run} how a coroutine is run::
+
+    class TestMyStore(StoreContractMixin, run=pytest_twisted.ensureDeferred):
+        async def makeStore(self):
+            return MyStore(...)
+
+On a L{twisted.trial.unittest.TestCase} C{run} is not needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+from unittest import SkipTest
+
+from twisted.internet.task import Clock
+
+from twsessions.core.delta import Birth, Change
+from twsessions.core.ids import keyOf, makeUid
+from twsessions.core.record import Record
+from twsessions.errors import IdCollision, NotSupported, SessionError, SessionGone, StoreUnavailable
+from twsessions.interfaces import (
+    EVENTS,
+    EXCLUSIVE,
+    ITERATE,
+    LOCAL,
+    PRINCIPALS,
+    Ended,
+    ISessionStore,
+    Verdict,
+)
+
+__all__ = ["StoreContractMixin", "change", "create", "newKey"]
+
+
+def newKey() -> bytes:
+    """
+    A key that no store knows.
+    """
+    return keyOf(makeUid(os.urandom))
+
+
+def change(key: bytes, **what: Any) -> Change:
+    """
+    A L{Change}, with a token of its own.
+    """
+    return Change(key, os.urandom(16), **what)
+
+
+def create(key: bytes, idle: float | None = 60.0, absolute: float | None = None, **what: Any) -> Change:
+    """
+    A L{Change} that makes a session.
+    """
+    birth = Birth(os.urandom(16), absolute=absolute)
+    return change(key, birth=birth, idle=idle, **what)
+
+
+class StoreContractMixin:
+    """
+    The contract. All times are on a L{Clock} unless C{advance} says otherwise.
+    """
+
+    clock: Clock
+
+    def __init_subclass__(
+        cls, run: Callable[[Callable[..., Awaitable[None]]], Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in dir(cls):
+            test = getattr(cls, name)
+            if name.startswith("test_") and inspect.iscoroutinefunction(test):
+                setattr(cls, name, _wrapped(test, run))
+
+    # -- for subclasses -------------------------------------------------------
+
+    async def makeStore(self) -> Any:
+        """
+        A store on an empty place, whose time is C{self.clock}'s.
+        """
+        raise NotImplementedError("a subclass says how to make its store")
+
+    async def reopen(self, store: Any) -> Any:
+        """
+        Another store object on the same place, as another process has it; or
+        L{None}, if there cannot be one.
+        """
+        return None
+
+    async def advance(self, seconds: float) -> None:
+        """
+        Let time pass for the store.
+        """
+        self.clock.advance(seconds)
+
+    async def rawBytes(self, store: Any) -> bytes | None:
+        """
+        All that is stored, to be searched for what must not be; or L{None}.
+        """
+        return None
+
+    async def corrupt(self, store: Any, key: bytes, mutate: Callable[[bytes], bytes]) -> bool:
+        """
+        Change the stored bytes of a record behind the store's back.
+
+        @return: L{False} if that cannot be done here.
+        """
+        return False
+
+    # -- helpers --------------------------------------------------------------
+
+    def _needs(self, *capabilities: str) -> None:
+        for capability in capabilities:
+            if capability not in self.store.capabilities:
+                raise SkipTest(f"the store declares no {capability!r}")
+
+    async def one(self, change: Change) -> Record:
+        """
+        Commit one change; raise what refused it.
+        """
+        outcome = (await self.store.commit([change]))[0]
+        if isinstance(outcome, SessionError):
+            raise outcome
+        return outcome
+
+    async def refused(self, change: Change, error: type[SessionError]) -> None:
+        """
+        Commit one change, which must be refused.
+        """
+        outcome = (await self.store.commit([change]))[0]
+        assert isinstance(outcome, error), f"{outcome!r} instead of {error.__name__}"
+
+    async def fields(self, key: bytes) -> dict[str, bytes] | None:
+        """
+        The fields under a key, or L{None}.
+        """
+        record = (await self.store.load([key]))[0]
+        return None if record is None else dict(record.fields)
+
+    async def isAlive(self, key: bytes) -> bool:
+        """
+        Whether the key loads.
+        """
+        return (await self.store.load([key]))[0] is not None
+
+    async def made(self, **what: Any) -> bytes:
+        """
+        The key of a new session.
+        """
+        key = newKey()
+        await self.one(create(key, **what))
+        return key
+
+    async def sweepAll(self) -> int:
+        """
+        Sweep until there is nothing due.
+        """
+        ended = 0
+        for _ in range(1000):
+            swept = await self.store.sweep(10)
+            ended += swept.ended
+            if not swept.more:
+                return ended
+        raise AssertionError("the sweep does not come to an end")
+
+    # -- creating and loading -------------------------------------------------
+
+    async def test_providesTheInterface(self) -> None:
+        from zope.interface.verify import verifyObject
+
+        verifyObject(ISessionStore, self.store)
+
+    async def test_createAndLoad(self) -> None:
+        key = newKey()
+        made = await self.one(create(key, absolute=600.0, set={"da": b"1"}, principal="ann", uses=2))
+        loaded = (await self.store.load([key]))[0]
+        for record in (made, loaded):
+            assert record.key == key
+            assert record.fields == {"da": b"1"}
+            assert (record.idle, record.absolute, record.principal) == (60.0, 600.0, "ann")
+            assert (record.uses, record.epoch, record.secure) == (2, 0, False)
+        assert loaded.version == made.version == 1
+
+    async def test_createInsertOnly(self) -> None:
+        key = await self.made(set={"da": b"1"})
+        await self.refused(create(key, set={"da": b"2"}), IdCollision)
+        assert await self.fields(key) == {"da": b"1"}
+
+    async def test_createSetsTheDeadlineAtOnce(self) -> None:
+        key = await self.made(idle=10.0)
+        await self.advance(10.0)
+        assert not await self.isAlive(key)
+
+    async def test_birthLiesBack(self) -> None:
+        key = newKey()
+        change_ = create(key, idle=10.0)
+        assert change_.birth is not None
+        change_.birth.ago = 4.0
+        await self.one(change_)
+        await self.advance(6.0)
+        assert not await self.isAlive(key)
+
+    async def test_loadMissing(self) -> None:
+        key = newKey()
+        assert await self.store.load([key, key]) == [None, None]
+        assert await self.store.load([]) == []
+        await self.refused(change(key), SessionGone)
+
+    async def test_loadManyInOrder(self) -> None:
+        keys = [await self.made(set={"dn": b"%d" % n}) for n in range(30)]
+        keys.insert(7, newKey())
+        loaded = await self.store.load(keys)
+        assert loaded[7] is None
+        del loaded[7]
+        assert [record.fields["dn"] for record in loaded] == [b"%d" % n for n in range(30)]
+
+    async def test_loadExactDeadlineBoundary(self) -> None:
+        key = await self.made(idle=10.0)
+        await self.advance(9.5)
+        assert await self.isAlive(key)
+        await self.advance(0.5)
+        assert not await self.isAlive(key)
+
+    async def test_loadDoesNotCountAsUse(self) -> None:
+        key = await self.made(idle=10.0)
+        for _ in range(4):
+            await self.advance(2.5)
+            alive = await self.isAlive(key)
+        assert not alive
+
+    async def test_noDeadline(self) -> None:
+        key = await self.made(idle=None)
+        await self.advance(10.0**8)
+        await self.sweepAll()
+        assert await self.isAlive(key)
+
+    async def test_laterChangesLeaveALoadedRecordAlone(self) -> None:
+        key = await self.made(set={"da": b"1"})
+        before = (await self.store.load([key]))[0]
+        await self.one(change(key, set={"da": b"2"}))
+        assert before.fields == {"da": b"1"}
+
+    # -- changing -------------------------------------------------------------
+
+    async def test_saveAfterDeleteIsGone(self) -> None:
+        key = await self.made()
+        await self.one(change(key, end="logout"))
+        await self.refused(change(key, set={"da": b"1"}), SessionGone)
+        assert not await self.isAlive(key)
+
+    async def test_saveAfterExpiryIsGone(self) -> None:
+        key = await self.made(idle=10.0)
+        await self.advance(10.0)
+        await self.refused(change(key, set={"da": b"1"}, usedAgo=0.0), SessionGone)
+        await self.sweepAll()
+        await self.refused(change(key, set={"da": b"1"}, usedAgo=0.0), SessionGone)
+
+    async def test_saveDisjointKeysBothSurvive(self) -> None:
+        key = await self.made(set={"dz": b"0"})
+        await self.one(change(key, set={"da": b"1"}))
+        record = await self.one(change(key, set={"db": b"2"}))
+        assert record.fields == {"da": b"1", "db": b"2", "dz": b"0"}
+        assert await self.fields(key) == {"da": b"1", "db": b"2", "dz": b"0"}
+
+    async def test_saveSameKeyLastAcknowledgedWins(self) -> None:
+        key = await self.made()
+        for value in (b"1", b"2", b"3"):
+            await self.one(change(key, set={"da": value}))
+        assert await self.fields(key) == {"da": b"3"}
+
+    async def test_saveAndRemoveTogether(self) -> None:
+        key = await self.made(set={"da": b"1", "db": b"2", "dc": b"3"})
+        await self.one(change(key, set={"dd": b"4"}, remove=frozenset({"da", "db", "dx"})))
+        assert await self.fields(key) == {"dc": b"3", "dd": b"4"}
+
+    async def test_batchesKeepTheirOrderAndEachItsOutcome(self) -> None:
+        a, b, missing = await self.made(), newKey(), newKey()
+        outcomes = await self.store.commit(
+            [
+                change(a, set={"d": b"1"}),
+                change(missing, set={"d": b"1"}),
+                create(b),
+                change(a, set={"d": b"2"}),
+                create(a),
+                change(b, end="logout"),
+                change(b, set={"d": b"3"}),
+            ]
+        )
+        kinds = [type(outcome) for outcome in outcomes]
+        assert kinds == [Record, SessionGone, Record, Record, IdCollision, Record, SessionGone]
+        assert await self.fields(a) == {"d": b"2"}
+        assert not await self.isAlive(b)
+
+    async def test_versionsRise(self) -> None:
+        key = await self.made()
+        first = await self.one(change(key, set={"da": b"1"}))
+        second = await self.one(change(key, uses=3))
+        assert (first.version, second.version, second.uses) == (2, 3, 3)
+
+    async def test_bytesComeBackAsTheyWere(self) -> None:
+        values = {
+            "d": b"", "d0": b"007", "dnul": b"\0\r\n\xff", "d\u00e9\U0001f40d": b"x", "d'\"; --": b"y",
+            "dbig": os.urandom(70_000),
+        }  # fmt: skip
+        key = await self.made(set=values)
+        assert await self.fields(key) == values
+
+    async def test_retriesAfterAnUnknownOutcome(self) -> None:
+        key, to = newKey(), newKey()
+        for step in (
+            create(key, set={"da": b"1"}),
+            change(key, set={"db": b"2"}, uses=1),
+            change(key, newKey=to, login=True, principal="ann"),
+        ):
+            first, again = await self.one(step), await self.one(step)
+            assert (again.version, again.uses, again.epoch) == (
+                first.version,
+                first.uses,
+                first.epoch,
+            )
+        assert not await self.isAlive(key)
+        assert await self.fields(to) == {"da": b"1", "db": b"2"}
+        end = change(to, end="logout")
+        await self.one(end)
+        await self.refused(end, SessionGone)
+
+    # -- use and deadlines ----------------------------------------------------
+
+    async def test_useExtends(self) -> None:
+        key = await self.made(idle=10.0)
+        for _ in range(5):
+            await self.advance(8.0)
+            await self.one(change(key, usedAgo=0.0))
+        await self.sweepAll()
+        await self.advance(9.5)
+        assert await self.isAlive(key)
+        await self.advance(0.5)
+        assert not await self.isAlive(key)
+
+    async def test_useLiesBack(self) -> None:
+        key = await self.made(idle=10.0)
+        await self.advance(6.0)
+        await self.one(change(key, usedAgo=4.0))
+        await self.advance(5.5)
+        assert await self.isAlive(key)
+        await self.advance(0.5)
+        assert not await self.isAlive(key)
+
+    async def test_useNeverShortens(self) -> None:
+        key = await self.made(idle=10.0)
+        await self.advance(5.0)
+        await self.one(change(key, usedAgo=0.0))
+        await self.one(change(key, usedAgo=4.0))
+        await self.advance(9.5)
+        assert await self.isAlive(key)
+
+    async def test_useNeverPassesTheAbsoluteLimit(self) -> None:
+        key = await self.made(idle=10.0, absolute=25.0)
+        for _ in range(3):
+            await self.advance(8.0)
+            await self.one(change(key, usedAgo=0.0))
+        await self.advance(1.0)
+        assert not await self.isAlive(key)
+
+    async def test_useOfNothingIsGone(self) -> None:
+        key = newKey()
+        await self.refused(change(key, usedAgo=0.0), SessionGone)
+        assert not await self.isAlive(key)
+
+    async def test_writingIsNotUse(self) -> None:
+        key = await self.made(idle=10.0)
+        await self.advance(8.0)
+        await self.one(change(key, set={"da": b"1"}))
+        await self.advance(2.0)
+        assert not await self.isAlive(key)
+
+    async def test_anotherTimeoutMovesTheDeadlineBothWays(self) -> None:
+        key = await self.made(idle=10.0)
+        await self.one(change(key, idle=30.0, ownIdle=True))
+        await self.advance(20.0)
+        await self.sweepAll()
+        record = (await self.store.load([key]))[0]
+        assert record.ownIdle
+        await self.one(change(key, idle=5.0, usedAgo=0.0))
+        await self.advance(5.0)
+        assert not await self.isAlive(key)
+        assert await self.sweepAll() == 1
+
+    # -- rotation -------------------------------------------------------------
+
+    async def test_rotateMovesAll(self) -> None:
+        key, to = await self.made(set={"da": b"1"}, principal="ann", idle=10.0, absolute=25.0), newKey()
+        before = (await self.store.load([key]))[0]
+        await self.advance(4.0)
+        after = await self.one(change(key, newKey=to, set={"db": b"2"}))
+        loaded = (await self.store.load([to]))[0]
+        for record in (after, loaded):
+            assert record.key == to
+            assert record.fields == {"da": b"1", "db": b"2"}
+            assert (record.handle, record.created) == (before.handle, before.created)
+            assert record.principal == "ann"
+        assert not await self.isAlive(key)
+        await self.advance(6.0)
+        assert not await self.isAlive(to)
+
+    async def test_rotateOldDead(self) -> None:
+        key, to = await self.made(), newKey()
+        await self.one(change(key, newKey=to))
+        for late in (change(key, set={"da": b"1"}), change(key, usedAgo=0.0), change(key, end="logout")):
+            await self.refused(late, SessionGone)
+        assert await self.isAlive(to)
+
+    async def test_rotateOneWinner(self) -> None:
+        key, a, b = await self.made(), newKey(), newKey()
+        outcomes = await self.store.commit([change(key, newKey=a), change(key, newKey=b)])
+        assert [type(outcome) for outcome in outcomes] == [Record, SessionGone]
+        assert (await self.isAlive(a), await self.isAlive(b)) == (True, False)
+
+    async def test_rotateMissingIsGone(self) -> None:
+        to = newKey()
+        await self.refused(change(newKey(), newKey=to), SessionGone)
+        assert not await self.isAlive(to)
+
+    # -- ends -----------------------------------------------------------------
+
+    async def test_deleteTwice(self) -> None:
+        key = await self.made()
+        await self.one(change(key, end="logout"))
+        await self.refused(change(key, end="logout"), SessionGone)
+
+    async def test_everyHandleOnThePlaceAgrees(self) -> None:
+        other = await self.another()
+        key, to = await self.made(set={"da": b"1"}), newKey()
+        assert (await other.load([key]))[0].fields == {"da": b"1"}
+        await other.commit([change(key, set={"db": b"2"})])
+        assert await self.fields(key) == {"da": b"1", "db": b"2"}
+        await other.commit([change(key, newKey=to)])
+        assert not await self.isAlive(key)
+        await self.one(change(to, end="logout"))
+        assert await other.load([to]) == [None]
+        assert isinstance((await other.commit([change(to, usedAgo=0.0)]))[0], SessionGone)
+
+    async def test_dueListsOnlyDue(self) -> None:
+        self._needs(EVENTS)
+        await self.store.listen()
+        early, late = await self.made(idle=10.0), await self.made(idle=20.0)
+        await self.advance(9.5)
+        assert await self.sweepAll() == 0
+        await self.advance(0.5)
+        assert await self.sweepAll() == 1
+        assert [end.record.key for end in await self.store.claim(10, 30.0)] == [early]
+        assert await self.isAlive(late)
+
+    async def test_useBeatsTheSweepIfAcknowledgedFirst(self) -> None:
+        key = await self.made(idle=10.0)
+        await self.advance(9.9)
+        await self.one(change(key, usedAgo=0.0))
+        await self.advance(0.1)
+        assert await self.sweepAll() == 0
+        assert await self.isAlive(key)
+
+    async def test_sweepIsBoundedAndEndsAll(self) -> None:
+        for _ in range(25):
+            await self.made(idle=10.0)
+        await self.advance(10.0)
+        swept = await self.store.sweep(10)
+        assert 0 < swept.ended <= 10 and swept.more
+        assert swept.ended + await self.sweepAll() == 25
+        assert await self.sweepAll() == 0
+
+    async def test_sweepTellsHowLongToWait(self) -> None:
+        assert (await self.store.sweep(10)).wait is None
+        await self.made(idle=10.0)
+        wait = (await self.store.sweep(10)).wait
+        assert wait is not None and wait <= 10.0
+
+    async def test_endsCarryWhatWasThere(self) -> None:
+        self._needs(EVENTS)
+        await self.store.listen()
+        idle = await self.made(idle=10.0, absolute=11.0, set={"da": b"1"}, principal="ann")
+        absolute = await self.made(idle=10.0, absolute=9.0)
+        out = await self.made(set={"da": b"1"})
+        handles = {key: (await self.store.load([key]))[0].handle for key in (idle, absolute, out)}
+        await self.one(change(out, set={"db": b"2"}, end="logout"))
+        for reason in ("evicted", "revoked"):
+            await self.one(change(await self.made(), end=reason))
+        await self.advance(10.0)
+        await self.sweepAll()
+        ends = {end.record.key: end for end in await self.store.claim(10, 30.0)}
+        assert len(ends) == 5
+        assert sorted(end.reason for end in ends.values()) == [
+            "absolute", "evicted", "idle", "logout", "revoked",
+        ]  # fmt: skip
+        assert (ends[idle].reason, ends[absolute].reason) == ("idle", "absolute")
+        assert (ends[idle].record.fields, ends[idle].record.principal) == ({"da": b"1"}, "ann")
+        assert ends[out].record.fields == {"da": b"1", "db": b"2"}
+        for key, handle in handles.items():
+            assert ends[key].id == handle
+
+    async def test_anEndWithABirth(self) -> None:
+        self._needs(EVENTS)
+        await self.store.listen()
+        key = newKey()
+        await self.one(create(key, set={"da": b"1"}, end="idle"))
+        assert not await self.isAlive(key)
+        assert [end.record.fields for end in await self.store.claim(10, 30.0)] == [{"da": b"1"}]
+
+    async def test_endsBeforeListenAreNotKept(self) -> None:
+        self._needs(EVENTS)
+        await self.one(change(await self.made(), end="logout"))
+        await self.store.listen()
+        assert await self.store.claim(10, 30.0) == []
+
+    async def _claimed(self, count: int = 1) -> list[Ended]:
+        self._needs(EVENTS)
+        await self.store.listen()
+        for _ in range(count):
+            await self.one(change(await self.made(), end="logout"))
+        return await self.store.claim(count, 30.0)
+
+    async def test_claimExclusive(self) -> None:
+        assert len(await self._claimed(3)) == 3
+        await self.advance(29.0)
+        assert await self.store.claim(10, 30.0) == []
+
+    async def test_claimIsBounded(self) -> None:
+        await self._claimed(0)
+        for _ in range(5):
+            await self.one(change(await self.made(), end="logout"))
+        sizes = [len(await self.store.claim(2, 30.0)) for _ in range(4)]
+        assert sizes == [2, 2, 1, 0]
+
+    async def test_claimLeaseExpiresAndRedelivers(self) -> None:
+        (first,) = await self._claimed()
+        await self.advance(30.0)
+        (again,) = await self.store.claim(10, 30.0)
+        assert (again.id, again.reason, again.attempts) == (first.id, first.reason, 2)
+        assert again.claim != first.claim
+        assert await self.store.settle([Verdict(first.id, first.claim)]) == [False]
+        assert await self.store.settle([Verdict(again.id, again.claim)]) == [True]
+        await self.advance(300.0)
+        assert await self.store.claim(10, 30.0) == []
+
+    async def test_settledIsForgotten(self) -> None:
+        (end,) = await self._claimed()
+        verdict = Verdict(end.id, end.claim)
+        assert await self.store.settle([verdict, verdict]) == [True, False]
+        await self.advance(300.0)
+        assert await self.store.claim(10, 30.0) == []
+
+    async def test_retryLater(self) -> None:
+        (end,) = await self._claimed()
+        assert await self.store.settle([Verdict(end.id, end.claim, retryIn=5.0)]) == [True]
+        await self.advance(4.0)
+        assert await self.store.claim(10, 30.0) == []
+        await self.advance(1.0)
+        assert [again.attempts for again in await self.store.claim(10, 30.0)] == [2]
+
+    async def test_deadLetters(self) -> None:
+        (end,) = await self._claimed()
+        await self.store.settle([Verdict(end.id, end.claim, retryIn=1.0, dead=True)])
+        await self.advance(300.0)
+        assert await self.store.claim(10, 30.0) == []
+
+    async def test_dueWhileAllWereDownIsFound(self) -> None:
+        self._needs(EVENTS)
+        await self.store.listen()
+        key = await self.made(idle=10.0, set={"da": b"1"})
+        other = await self.another()
+        await self.store.close()
+        await self.advance(1000.0)
+        self.store = other
+        assert await self.sweepAll() == 1
+        assert [end.record.key for end in await other.claim(10, 30.0)] == [key]
+
+    async def test_listeningIsForEveryProcess(self) -> None:
+        self._needs(EVENTS)
+        other = await self.another()
+        await other.listen()
+        await self.one(change(await self.made(), end="logout"))
+        assert len(await other.claim(10, 30.0)) == 1
+        assert await self.store.claim(10, 30.0) == []
+
+    # -- principals -----------------------------------------------------------
+
+    async def test_findByPrincipal(self) -> None:
+        self._needs(PRINCIPALS)
+        first = await self.made(principal="ann")
+        await self.advance(1.0)
+        second = await self.made()
+        await self.made(principal="bob")
+        await self.one(change(second, principal="ann", login=True))
+        assert [r.key for r in await self.store.sessionsOf("ann")] == [first, second]
+        assert await self.store.sessionsOf("nobody") == []
+
+    async def test_noGhostsInTheIndex(self) -> None:
+        self._needs(PRINCIPALS)
+        ended, due, moved, changed = [await self.made(principal="ann", idle=i) for i in (60, 10, 60, 60)]
+        to = newKey()
+        await self.one(change(ended, end="logout"))
+        await self.one(change(moved, newKey=to))
+        await self.one(change(changed, principal="bob"))
+        await self.advance(10.0)
+        assert [r.key for r in await self.store.sessionsOf("ann")] == [to]
+        await self.sweepAll()
+        assert [r.key for r in await self.store.sessionsOf("ann")] == [to]
+        assert [r.key for r in await self.store.sessionsOf("bob")] == [changed]
+        await self.one(change(changed, principal=None))
+        assert await self.store.sessionsOf("bob") == []
+
+    async def test_findByHandle(self) -> None:
+        self._needs(PRINCIPALS)
+        key, to = await self.made(idle=10.0), newKey()
+        handle = (await self.store.load([key]))[0].handle
+        assert (await self.store.withHandle(handle)).key == key
+        await self.one(change(key, newKey=to))
+        assert (await self.store.withHandle(handle)).key == to
+        assert await self.store.withHandle(os.urandom(16)) is None
+        await self.advance(10.0)
+        assert await self.store.withHandle(handle) is None
+
+    # -- leases ---------------------------------------------------------------
+
+    async def test_leases(self) -> None:
+        self._needs(EXCLUSIVE)
+        acquire = self.store.acquire
+        assert await acquire(b"x", b"a", 10.0)
+        assert not await acquire(b"x", b"b", 10.0)
+        assert await acquire(b"y", b"b", 10.0)
+        await self.advance(8.0)
+        assert await acquire(b"x", b"a", 10.0)  # renewed
+        await self.advance(8.0)
+        assert not await acquire(b"x", b"b", 10.0)
+        await self.store.release(b"x", b"b")  # not b's to release
+        assert not await acquire(b"x", b"b", 10.0)
+        await self.advance(2.0)
+        assert await acquire(b"x", b"b", 10.0)  # a has died
+        assert not await acquire(b"x", b"a", 10.0)
+        await self.store.release(b"x", b"b")
+        assert await acquire(b"x", b"a", 10.0)
+
+    # -- walking through ------------------------------------------------------
+
+    async def test_iterate(self) -> None:
+        self._needs(ITERATE)
+        keys = sorted([await self.made() for _ in range(11)])
+        await self.made(idle=1.0)
+        await self.advance(1.0)
+        await self.one(change(keys.pop(4), end="logout"))
+        seen: list[bytes] = []
+        after = None
+        while page := await self.store.iterate(after, 4):
+            assert len(page) <= 4
+            seen.extend(record.key for record in page)
+            after = page[-1].key
+        assert seen == keys
+
+    # -- the rest -------------------------------------------------------------
+
+    async def test_whatIsNotDeclaredIsRefused(self) -> None:
+        store, capabilities = self.store, self.store.capabilities
+        assert isinstance(capabilities, frozenset)
+        calls: dict[str, Iterable[Callable[[], Any]]] = {
+            EVENTS: (lambda: store.listen(), lambda: store.claim(1, 1.0), lambda: store.settle([])),
+            PRINCIPALS: (lambda: store.sessionsOf("x"), lambda: store.withHandle(b"x" * 16)),
+            EXCLUSIVE: (lambda: store.acquire(b"x", b"a", 1.0), lambda: store.release(b"x", b"a")),
+            ITERATE: (lambda: store.iterate(None, 1),),
+        }
+        for capability, uses in calls.items():
+            for use in uses:
+                if capability in capabilities:
+                    await use()
+                    continue
+                try:
+                    await use()
+                except NotSupported:
+                    continue
+                raise AssertionError(f"{capability!r} is not declared, and not refused")
+
+    async def test_localAnswersAtOnce(self) -> None:
+        self._needs(LOCAL)
+        assert self.store.load([newKey()]).called
+        assert self.store.commit([create(newKey())]).called
+
+    async def test_closeTwiceAndNothingAfterwards(self) -> None:
+        key = await self.made()
+        await self.store.close()
+        await self.store.close()
+        for use in (
+            lambda: self.store.load([key]),
+            lambda: self.store.commit([change(key)]),
+            lambda: self.store.sweep(1),
+        ):
+            try:
+                await use()
+            except StoreUnavailable:
+                continue
+            raise AssertionError("a closed store answered")
+
+    async def test_noIdIsInTheStoredBytes(self) -> None:
+        uid = makeUid(os.urandom)
+        await self.one(create(keyOf(uid), set={"da": b"findme"}))
+        raw = await self.rawBytes(self.store)
+        if raw is None:
+            raise SkipTest("the store's bytes cannot be read")
+        assert b"findme" in raw
+        assert uid not in raw and bytes.fromhex(uid.decode()) not in raw
+
+    async def test_corruptRecords(self) -> None:
+        place = 0
+        while True:
+            key = await self.made(set={"da": b"1"})
+
+            def flip(stored: bytes) -> bytes:
+                if place >= len(stored):
+                    raise IndexError
+                return stored[:place] + bytes((stored[place] ^ 0x55,)) + stored[place + 1 :]
+
+            try:
+                if not await self.corrupt(self.store, key, flip):
+                    raise SkipTest("the store's bytes cannot be changed")
+            except IndexError:
+                return
+            assert await self.fields(key) in (None, {"da": b"1"})
+            outcome = (await self.store.commit([change(key, set={"db": b"2"})]))[0]
+            assert isinstance(outcome, SessionGone) or outcome.fields == {"da": b"1", "db": b"2"}
+            await self.sweepAll()
+            place += 1
+
+    async def test_newerFormatsAreLeftAlone(self) -> None:
+        key = await self.made(set={"da": b"1"})
+        seen: list[bytes] = []
+
+        def raise_(stored: bytes) -> bytes:
+            from hashlib import blake2b
+
+            newer = bytes((99,))
+            content = stored[9:]
+            check = blake2b(content, digest_size=8, key=newer + key).digest()
+            return newer + check + content
+
+        def look(stored: bytes) -> bytes:
+            seen.append(stored)
+            return stored
+
+        if not await self.corrupt(self.store, key, raise_):
+            raise SkipTest("the store's bytes cannot be changed")
+        await self.corrupt(self.store, key, look)
+        assert not await self.isAlive(key)
+        await self.refused(change(key, set={"db": b"2"}), SessionGone)
+        await self.refused(change(key, end="logout"), SessionGone)
+        await self.advance(1000.0)
+        await self.sweepAll()
+        await self.corrupt(self.store, key, look)
+        assert seen[0] == seen[1] and seen[0][0] == 99
+
+    # -- running --------------------------------------------------------------
+
+    store: Any
+
+    async def another(self) -> Any:
+        """
+        Another store object on the same place; skips if there is none.
+        """
+        other = await self.reopen(self.store)
+        if other is None:
+            raise SkipTest("the store cannot be opened twice")
+        self._opened.append(other)
+        return other
+
+    _opened: list[Any]
+
+
+def _wrapped(
+    test: Callable[..., Awaitable[None]],
+    run: Callable[[Callable[..., Awaitable[None]]], Any] | None,
+) -> Any:
+    test = getattr(test, "__wrapped__", test)
+
+    @functools.wraps(test)
+    async def wrapper(self: StoreContractMixin) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_000_000.0)
+        self.store = await self.makeStore()
+        self._opened = [self.store]
+        try:
+            await test(self)
+        finally:
+            for store in self._opened:
+                await store.close()
+
+    if run is None:
+        return wrapper
+    made = run(wrapper)
+    made.__wrapped__ = test
+    return made
