@@ -1,0 +1,576 @@
+"""
+Between a site and its store: batches, deadlines and a circuit breaker.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, TypeVar, cast
+
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twsessions.core.delta import Change
+from twsessions.core.record import Record
+from twsessions.errors import SessionError, StoreUnavailable
+from twsessions.interfaces import LOCAL, Ended, ISessionStore, Swept, Verdict
+
+__all__ = ["StoreLink"]
+
+_log = Logger()
+_T = TypeVar("_T")
+
+_SLACK = 1e-6  # seconds by which a clock's arithmetic may be off
+
+
+class _Call:
+    """
+    Somebody who waits for an outcome.
+    """
+
+    __slots__ = ("deferred", "item", "lane", "made")
+
+    def __init__(self, made: float, lane: _Lane | None, item: object) -> None:
+        self.made = made
+        self.lane = lane
+        self.item = item
+        self.deferred: Deferred[Any] = Deferred()
+
+
+class _Handed:
+    """
+    A change that was handed in. Unlike keys, no two of them are the same.
+    """
+
+    __slots__ = ("change",)
+
+    def __init__(self, change: Change) -> None:
+        self.change = change
+
+
+class _Trip:
+    """
+    A round trip to the store: who waits for each item of it.
+    """
+
+    __slots__ = ("calls", "lane", "made", "name")
+
+    def __init__(
+        self, made: float, lane: _Lane | None, name: str, calls: Sequence[Sequence[_Call]]
+    ) -> None:
+        self.made = made
+        self.lane = lane
+        self.name = name
+        self.calls = calls
+
+
+class _Lane:
+    """
+    One kind of round trip, of which one at a time is in flight, and what has
+    gathered for the next: items in order, with those who wait for each.
+    """
+
+    __slots__ = ("gathered", "isLeaving", "name", "trip")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.trip: _Trip | None = None
+        self.isLeaving = False
+        self.gathered: dict[object, list[_Call]] = {}
+
+
+class StoreLink:
+    """
+    A site's way to its store.
+
+    Loads and commits of many requests travel together: a round trip in flight
+    is the time in which the next batch gathers, and with none in flight a call
+    leaves at once. (What is called while outcomes are handed out leaves when
+    all are.) Whoever waits is told within C{timeout} seconds, whatever the
+    store does. A store that keeps failing is left alone for a while.
+
+    A L{LOCAL} store is called straight through, with none of this.
+
+    @ivar store: the store.
+    @ivar capabilities: the store's.
+    @ivar local: whether the store is L{LOCAL}, and L{loadNow} and
+        L{commitNow} can be used.
+    @ivar loads: sessions asked for so far.
+    @ivar commits: changes handed in so far.
+    @ivar batches: round trips of loads or commits so far.
+    @ivar timeouts: calls that failed because their time was up.
+    @ivar failures: round trips that failed or were given up on.
+    @ivar isOpen: whether the breaker keeps calls from the store.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        store: ISessionStore,
+        timeout: float = 2.0,
+        maxBatch: int = 256,
+        maxWaiting: int = 10_000,
+        failuresToOpen: int = 3,
+        coolDown: float = 1.0,
+    ) -> None:
+        """
+        @param timeout: seconds after which a call fails.
+        @param maxBatch: most sessions in one round trip.
+        @param maxWaiting: most calls that wait; bounds the memory.
+        @param failuresToOpen: round trips that fail in a row before the
+            breaker opens.
+        @param coolDown: seconds from a failure to the next try, once it is
+            open.
+        """
+        self.store = store
+        self.capabilities = store.capabilities
+        self.local = LOCAL in store.capabilities
+        self.loads = self.commits = self.batches = self.timeouts = self.failures = 0
+        self.isOpen = False
+        # zope's interfaces hide from mypy what is a method and what takes self.
+        self._reactor: Any = reactor
+        self._timeout = timeout
+        self._maxBatch = maxBatch
+        self._maxWaiting = maxWaiting
+        self._failuresToOpen = failuresToOpen
+        self._coolDown = coolDown
+        self._loadLane = _Lane("load")
+        self._commitLane = _Lane("commit")
+        # All that has a deadline. Each has the same time, so they are in the
+        # order of their deadlines and one timer, for the first, will do.
+        self._due: OrderedDict[_Call | _Trip, bool] = OrderedDict()
+        self._waiting = 0  # calls among them
+        self._timer: Any = None
+        self._outcomes: deque[tuple[Deferred[Any], Any]] = deque()
+        self._isHandingOut = False
+        self._failedInRow = 0
+        self._openSince = 0.0
+        self._nextTry = 0.0
+        self._logged: set[tuple[str, type[BaseException]]] = set()
+        self._closed: list[Deferred[None]] | None = None  # who waits for it
+        self._drained: Deferred[None] | None = None
+
+    def load(self, key: bytes) -> Deferred[Record | None]:
+        """
+        Read a session.
+
+        @return: fires with the record, or L{None}. Cancelling it is to say
+            that nobody waits any more. Fails with L{StoreUnavailable}.
+        """
+        if self.local:
+            try:
+                return succeed(self.loadNow(key))
+            except SessionError:
+                return fail()
+        self.loads += 1
+        refusal = self._refusal()
+        if refusal is not None:
+            return fail(refusal)
+        call = _Call(self._reactor.seconds(), self._loadLane, key)
+        call.deferred = Deferred(lambda _: self._cancelled(call))
+        return self._gather(self._loadLane, call)
+
+    def commit(self, change: Change) -> Deferred[Record]:
+        """
+        Apply a change, after all those handed in before.
+
+        @return: fires with the record as it is stored now; fails with the error
+            that refused it, or with L{StoreUnavailable}, after which it is
+            not known whether it has been applied. Cancelling it takes nothing
+            back.
+        """
+        if self.local:
+            try:
+                return succeed(self.commitNow(change))
+            except SessionError:
+                return fail()
+        self.commits += 1
+        refusal = self._refusal()
+        if refusal is not None:
+            return fail(refusal)
+        call = _Call(self._reactor.seconds(), self._commitLane, _Handed(change))
+        return self._gather(self._commitLane, call)
+
+    def loadNow(self, key: bytes) -> Record | None:
+        """
+        L{load} for a L{LOCAL} store, without a Deferred.
+        """
+        self.loads += 1
+        [record] = self._now("load", (key,))
+        return cast("Record | None", record)
+
+    def commitNow(self, change: Change) -> Record:
+        """
+        L{commit} for a L{LOCAL} store, without a Deferred.
+
+        @raise SessionError: what refused it.
+        """
+        self.commits += 1
+        [outcome] = self._now("commit", (change,))
+        if isinstance(outcome, Exception):
+            raise outcome
+        return cast(Record, outcome)
+
+    # The rest goes through one by one, with the same deadline and breaker.
+
+    def sweep(self, limit: int) -> Deferred[Swept]:
+        """
+        See L{ISessionStore.sweep}.
+        """
+        return self._pass("sweep", limit)
+
+    def listen(self) -> Deferred[None]:
+        """
+        See L{ISessionStore.listen}.
+        """
+        return self._pass("listen")
+
+    def claim(self, limit: int, lease: float) -> Deferred[list[Ended]]:
+        """
+        See L{ISessionStore.claim}.
+
+        @param lease: seconds.
+        """
+        return self._pass("claim", limit, lease)
+
+    def settle(self, verdicts: Sequence[Verdict]) -> Deferred[list[bool]]:
+        """
+        See L{ISessionStore.settle}.
+        """
+        return self._pass("settle", verdicts)
+
+    def sessionsOf(self, principal: str) -> Deferred[list[Record]]:
+        """
+        See L{ISessionStore.sessionsOf}.
+        """
+        return self._pass("sessionsOf", principal)
+
+    def withHandle(self, handle: bytes) -> Deferred[Record | None]:
+        """
+        See L{ISessionStore.withHandle}.
+        """
+        return self._pass("withHandle", handle)
+
+    def acquire(self, name: bytes, holder: bytes, lease: float) -> Deferred[bool]:
+        """
+        See L{ISessionStore.acquire}.
+
+        @param lease: seconds.
+        """
+        return self._pass("acquire", name, holder, lease)
+
+    def release(self, name: bytes, holder: bytes) -> Deferred[None]:
+        """
+        See L{ISessionStore.release}.
+        """
+        return self._pass("release", name, holder)
+
+    def iterate(self, after: bytes | None, limit: int) -> Deferred[list[Record]]:
+        """
+        See L{ISessionStore.iterate}.
+        """
+        return self._pass("iterate", after, limit)
+
+    def close(self) -> Deferred[None]:
+        """
+        Close the store when all that was called has its outcome.
+
+        @return: fires when it is closed, after C{timeout} seconds at the
+            latest; fails if the store fails to close. Safe to call twice.
+        """
+        if self.local:
+            return self._pass("close")
+        waiting: Deferred[None] = Deferred()
+        if self._closed is not None:
+            self._closed.append(waiting)
+            if self._drained is None:
+                self._finishClose(None)
+            return waiting
+        self._closed = [waiting]
+        drained: Deferred[None] = Deferred()
+        self._drained = drained
+        limit = self._reactor.callLater(self._timeout, self._closeLate)
+
+        def shut(_: None) -> Deferred[Any]:
+            return maybeDeferred(cast(Any, self.store).close)
+
+        def done(result: Any) -> None:
+            if limit.active():
+                limit.cancel()
+            if isinstance(result, Failure):
+                result = self._explained("close", result)
+            self._finishClose(result)
+
+        drained.addCallback(shut).addBoth(done)
+        self._handOut()
+        return waiting
+
+    def _closeLate(self) -> None:
+        _log.warn("the store did not close in time")
+        drained = self._drained
+        if drained is not None and not drained.called:
+            drained.callback(None)  # closed over what hangs, rather than not at all
+        self._finishClose(None)
+
+    def _finishClose(self, result: Any) -> None:
+        self._drained = None
+        if self._timer is not None and not self._waiting:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._closed = self._closed or [], []
+        for deferred in waiting:
+            if isinstance(result, Exception):
+                deferred.errback(result)
+            else:
+                deferred.callback(None)
+
+    def _now(self, name: str, items: Sequence[Any]) -> Any:
+        try:
+            deferred = getattr(self.store, name)(items)
+            result = deferred.result
+        except Exception:
+            result = Failure()
+        else:
+            if isinstance(result, Failure):
+                deferred.addErrback(lambda _: None)  # it is raised from here instead
+        if isinstance(result, Failure):
+            raise self._explained(name, result)
+        return result
+
+    def _pass(self, name: str, *args: Any) -> Deferred[Any]:
+        if self.local:
+            deferred: Deferred[Any] = maybeDeferred(getattr(self.store, name), *args)
+            return deferred.addErrback(self._explain, name)
+        refusal = self._refusal()
+        if refusal is not None:
+            return fail(refusal)
+        call = _Call(self._reactor.seconds(), None, name)
+        self._await(call)
+        self._send(_Trip(call.made, None, name, [[call]]), args)
+        return call.deferred
+
+    def _explain(self, failure: Failure, name: str) -> Failure:
+        error = self._explained(name, failure)
+        return failure if error is failure.value else Failure(error)
+
+    # Batches.
+
+    def _gather(self, lane: _Lane, call: _Call) -> Deferred[Any]:
+        lane.gathered.setdefault(call.item, []).append(call)
+        self._await(call)
+        if not self._isHandingOut:
+            self._leave(lane)
+        return call.deferred
+
+    def _forget(self, call: _Call) -> bool:
+        # True if it was still waiting. What has not left does not leave any more.
+        if not self._due.pop(call, False):
+            return False
+        self._waiting -= 1
+        gathered = call.lane.gathered if call.lane is not None else {}
+        waiting = gathered.get(call.item, [])
+        if call in waiting:
+            waiting.remove(call)
+            if not waiting:
+                del gathered[call.item]
+        return True
+
+    def _cancelled(self, call: _Call) -> None:
+        self._forget(call)
+
+    def _leave(self, lane: _Lane) -> None:
+        if lane.isLeaving:
+            return  # a store that answers at once is a loop here, not a recursion
+        lane.isLeaving = True
+        try:
+            while lane.trip is None and lane.gathered:
+                items: list[Any] = list(islice(lane.gathered, self._maxBatch))
+                calls = [lane.gathered.pop(item) for item in items]
+                if lane is self._commitLane:
+                    items = [handed.change for handed in items]
+                self.batches += 1
+                lane.trip = trip = _Trip(self._reactor.seconds(), lane, lane.name, calls)
+                self._send(trip, (items,))
+        finally:
+            lane.isLeaving = False
+
+    def _send(self, trip: _Trip, args: Sequence[Any]) -> None:
+        self._await(trip)
+        answer: Deferred[Any] = maybeDeferred(getattr(self.store, trip.name), *args)
+        answer.addCallback(self._answered, trip).addErrback(self._broke, trip)
+
+    def _answered(self, result: Any, trip: _Trip) -> None:
+        outcomes = [result] if trip.lane is None else result
+        if len(outcomes) != len(trip.calls):
+            raise RuntimeError(f"{len(outcomes)} outcomes for {len(trip.calls)} items")
+        if not self._end(trip):
+            return  # given up on: nobody waits, and something newer may be known
+        unavailable = [o for o in outcomes if isinstance(o, StoreUnavailable)]
+        if outcomes and len(unavailable) == len(outcomes):
+            self._failed()
+        else:
+            self._worked()
+        for waiting, outcome in zip(trip.calls, outcomes, strict=True):
+            for call in waiting:
+                self._decide(call, outcome)
+        self._returned(trip)
+
+    def _broke(self, failure: Failure, trip: _Trip) -> None:
+        error = self._explained(trip.name, failure)
+        if not self._end(trip):
+            return
+        if isinstance(error, StoreUnavailable):
+            self._failed()
+        else:
+            self._worked()
+        for waiting in trip.calls:
+            for call in waiting:
+                # Each its own: an error that is raised in many places at once
+                # gathers all their tracebacks.
+                own = error
+                if isinstance(error, StoreUnavailable):
+                    own = StoreUnavailable(*error.args)
+                    own.__cause__ = error.__cause__
+                self._decide(call, own)
+        self._returned(trip)
+
+    def _returned(self, trip: _Trip) -> None:
+        if trip.lane is not None:
+            # First of all: the store works while callers deal with outcomes.
+            self._leave(trip.lane)
+        self._handOut()
+
+    def _end(self, trip: _Trip) -> bool:
+        if trip.lane is not None and trip.lane.trip is trip:
+            trip.lane.trip = None
+        return self._due.pop(trip, False)
+
+    def _decide(self, call: _Call, outcome: Any) -> None:
+        if self._forget(call):
+            self._outcomes.append((call.deferred, outcome))
+
+    def _handOut(self) -> None:
+        if self._isHandingOut:
+            return
+        self._isHandingOut = True
+        try:
+            while True:
+                while self._outcomes:
+                    deferred, outcome = self._outcomes.popleft()
+                    if deferred.called:
+                        continue  # cancelled in between
+                    if isinstance(outcome, Exception):
+                        deferred.errback(outcome)
+                    else:
+                        deferred.callback(outcome)
+                # What the callers have asked for meanwhile leaves as one batch.
+                self._leave(self._commitLane)
+                self._leave(self._loadLane)
+                if not self._outcomes:
+                    break
+        finally:
+            self._isHandingOut = False
+        drained = self._drained
+        if drained is not None and not drained.called and not self._due:
+            drained.callback(None)
+
+    # Deadlines.
+
+    def _await(self, entry: _Call | _Trip) -> None:
+        self._due[entry] = True
+        self._waiting += isinstance(entry, _Call)
+        if self._timer is None:
+            self._timer = self._reactor.callLater(self._timeout, self._expire)
+
+    def _expire(self) -> None:
+        now = self._reactor.seconds()
+        self._timer = None
+        while self._due:
+            entry = next(iter(self._due))
+            left = entry.made + self._timeout - now
+            if left > _SLACK:
+                self._timer = self._reactor.callLater(left, self._expire)
+                break
+            if isinstance(entry, _Call):
+                self.timeouts += 1
+                self._decide(
+                    entry, StoreUnavailable(f"the store did not answer within {self._timeout:g} s")
+                )
+            else:
+                # Given up on, though the store goes on with it, and the lane is
+                # free. If it is applied after a later change to the same
+                # session, then as one of another process would be: wholly or not
+                # at all, touching only the keys that it names, never bringing a
+                # session back. It was never acknowledged, and whoever sends it
+                # again does so with its token, so that it is applied once.
+                self._end(entry)
+                self._failed()
+        self._handOut()
+
+    # The breaker.
+
+    def _refusal(self) -> StoreUnavailable | None:
+        if self._closed is not None:
+            return StoreUnavailable("the store is closed")
+        if self._waiting >= self._maxWaiting:
+            return StoreUnavailable(f"{self._waiting} calls wait for the store already")
+        if self.isOpen:
+            now = self._reactor.seconds()
+            if now < self._nextTry:
+                return self._unavailable(now)
+            # This one is the probe. Until it is answered, or can be no more,
+            # there is no other.
+            self._nextTry = now + max(self._timeout, self._coolDown)
+        return None
+
+    def _unavailable(self, now: float) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"the store has been unavailable for {now - self._openSince:.1f} s;"
+            f" the next try is in {self._nextTry - now:.1f} s"
+        )
+
+    def _failed(self) -> None:
+        self.failures += 1
+        self._failedInRow += 1
+        if not self.isOpen and self._failedInRow < self._failuresToOpen:
+            return
+        now = self._reactor.seconds()
+        self._nextTry = now + self._coolDown
+        if not self.isOpen:
+            self.isOpen = True
+            self._openSince = now
+            _log.warn(
+                "the store is unavailable: {count} failures in a row", count=self._failedInRow
+            )
+        for lane in (self._commitLane, self._loadLane):
+            # They would only leave to fail.
+            for waiting in list(lane.gathered.values()):
+                for call in list(waiting):
+                    self._decide(call, self._unavailable(now))
+
+    def _worked(self) -> None:
+        self._failedInRow = 0
+        if self.isOpen:
+            self.isOpen = False
+            _log.info(
+                "the store is available again, after {seconds:.1f} s",
+                seconds=self._reactor.seconds() - self._openSince,
+            )
+
+    def _explained(self, name: str, failure: Failure) -> Exception:
+        # What a store may raise; anything else is a bug of the store, which is
+        # told once and then treated as one more way to be unavailable.
+        error: BaseException = cast(BaseException, failure.value)
+        if isinstance(error, SessionError):
+            return error
+        kind = (name, type(error))
+        if kind not in self._logged:
+            self._logged.add(kind)
+            _log.failure("a bug in the store's {name}()", failure=failure, name=name)
+        unavailable = StoreUnavailable(f"the store's {name}() failed: {type(error).__name__}")
+        unavailable.__cause__ = error
+        return unavailable
