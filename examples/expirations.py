@@ -29,7 +29,9 @@ class ExpirationLogger(Resource):
     def render_GET(self, request):
         session = request.getSession()
         if session.isNew and "visits" not in session:
-            session.notifyOnExpire(lambda: log.info("a session ended after {n} visits", n=session["visits"]))
+            session.notifyOnExpire(
+                lambda: log.info("a session ended after {n} visits", n=session["visits"])
+            )
         session["visits"] = session.get("visits", 0) + 1
         request.setHeader(b"content-type", b"text/plain")
         return b"visits: %d\n" % session["visits"]

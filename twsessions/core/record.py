@@ -138,7 +138,8 @@ def unpack(key: bytes, packed: bytes, now: float = 0.0) -> Record:
         raise NewerFormat(f"a session record of format {head[0]}; this release reads {FORMAT}")
     try:
         values: list[Any] = msgpack.unpackb(content, use_list=True, strict_map_key=True)
-        record = Record(key, *values[:15], asOf=now)
+        record = Record(key, *values)
+        record.asOf = now
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise CorruptRecord("a session record that does not parse") from error
     return record

@@ -28,7 +28,8 @@ class Signer:
         @raise ValueError: no key, or a short one.
         @raise TypeError: a key that is not bytes.
         """
-        keys = list(keys) if not isinstance(keys, (bytes, str)) else [keys]  # type: ignore[list-item]
+        if isinstance(keys, (bytes, str)):
+            raise TypeError("keys is a list of keys, not one")
         if not keys:
             raise ValueError("signing needs at least one key")
         for key in keys:

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
@@ -324,5 +325,5 @@ def _deadlineOf(place: _Place) -> float | None:
     return None if place.record is None else place.record.deadline
 
 
-def _closed() -> Deferred[object]:  # type: ignore[type-var]
+def _closed() -> Deferred[Any]:
     return fail(StoreUnavailable("the store has been closed"))

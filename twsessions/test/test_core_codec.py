@@ -67,7 +67,7 @@ def exact(value: Any) -> Any:
     if kind in (list, tuple):
         return kind, [exact(item) for item in value]
     if kind in (set, frozenset):
-        return kind, sorted((repr(exact(item)) for item in value))
+        return kind, sorted(repr(exact(item)) for item in value)
     if kind is dict:
         return kind, [(exact(key), exact(item)) for key, item in value.items()]
     if kind in (datetime, time):

@@ -76,7 +76,9 @@ def test_theDefaults() -> None:
 def test_thePrefixThatIsPossible() -> None:
     assert CookiePolicy(path="/a").nameFor(True) == b"__Secure-twsession"
     assert CookiePolicy(domain="a.example").nameFor(True) == b"__Secure-twsession"
-    assert CookiePolicy(name="sid").nameFor(True) == b"sid" == CookiePolicy(name="sid").nameFor(False)
+    assert (
+        CookiePolicy(name="sid").nameFor(True) == b"sid" == CookiePolicy(name="sid").nameFor(False)
+    )
 
 
 @pytest.mark.parametrize(

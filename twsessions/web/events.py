@@ -146,10 +146,10 @@ class Deliverer:
         calls = []
         for callback in list(self._callbacks):
             if callback not in heard:  # those that succeeded are not called again
-                call = maybeDeferred(callback, event)  # type: ignore[arg-type]
+                call: Deferred[Any] = maybeDeferred(callback, event)
                 if not call.called:
                     call.addTimeout(lease, self._keeper.reactor)
-                call.addCallback(lambda _, callback=callback: heard.append(callback))
+                call.addCallback(lambda _, callback: heard.append(callback), callback)
                 calls.append(call)
 
         def done(outcomes: list[tuple[bool, Any]]) -> Deferred[Any]:
@@ -179,9 +179,9 @@ class Deliverer:
             if self._underWay == _AT_ONCE - 1:
                 self.poke()
 
-        DeferredList(calls, consumeErrors=True).addCallback(done).addErrback(
-            self._failed
-        ).addBoth(settled)
+        DeferredList(calls, consumeErrors=True).addCallback(done).addErrback(self._failed).addBoth(
+            settled
+        )
 
 
 def _dataOf(end: Ended) -> dict[str, Any]:

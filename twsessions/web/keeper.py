@@ -789,9 +789,7 @@ class StoreKeeper(Keeper):
         return True
 
     def _liveKeys(self) -> set[bytes]:
-        return {
-            live._record.key for live in self.sessions.values() if live._record is not None
-        }
+        return {live._record.key for live in self.sessions.values() if live._record is not None}
 
     async def expireHandle(self, handle: bytes) -> bool:
         """
@@ -808,9 +806,7 @@ class StoreKeeper(Keeper):
         count = 0
         while True:
             records = [
-                record
-                for record in await self.link.sessionsOf(principal)
-                if record.handle != kept
+                record for record in await self.link.sessionsOf(principal) if record.handle != kept
             ]
             ended = [await self._endRecord(record, "revoked") for record in records]
             count += sum(ended)

@@ -107,8 +107,10 @@ class SessionOwner:
         keeper = self._keeper
         if keeper is None:
             reactor: Any = self._theReactor()
-            made = isinstance(self._store, str)
-            store = storeFromURL(reactor, self._store) if isinstance(self._store, str) else self._store
+            store = self._store
+            made = isinstance(store, str)
+            if isinstance(store, str):
+                store = storeFromURL(reactor, store)
             link = StoreLink(reactor, store, self.settings.storeTimeout)
             keeper = self._keeper = StoreKeeper(self, reactor, link, self.settings)
             self._closes = made

@@ -37,6 +37,7 @@ class SessionRequest(server.Request):
     """
 
     _exchange: Exchange | None = None
+    channel: Any
 
     def process(self) -> None:
         """
@@ -58,16 +59,14 @@ class SessionRequest(server.Request):
             super().process()
 
     @property
-    def session(self) -> Session | None:  # type: ignore[override]
+    def session(self) -> Session | None:
         """
         The session this request has asked for already, or L{None}.
         """
         exchange = self._exchange
         return None if exchange is None else exchange.session(exchange.isSecure())
 
-    def getSession(
-        self, sessionInterface: Any = None, forceNotSecure: bool = False
-    ) -> Any:
+    def getSession(self, sessionInterface: Any = None, forceNotSecure: bool = False) -> Any:
         """
         The user's session; a new one if there is none.
 
@@ -419,7 +418,8 @@ class Exchange:
         """
         What has to be waited for, if anything.
         """
-        keeper, waits = self.keeper, []
+        keeper = self.keeper
+        waits: list[Deferred[Any]] = []
         for slot in self._slots:
             session = slot.session
             if session is None:
@@ -438,8 +438,13 @@ class Exchange:
             return None
         if len(waits) == 1:
             return waits[0]
+
+        def first(failure: Failure) -> Failure:
+            reason: Failure = failure.value.subFailure  # type: ignore[union-attr]
+            return reason
+
         both = DeferredList(waits, fireOnOneErrback=True, consumeErrors=True)
-        return both.addErrback(lambda failure: failure.value.subFailure)
+        return both.addErrback(first)
 
     def _stored(self, _: object) -> None:
         held, self._held = self._held, None

@@ -46,7 +46,16 @@ class _Rare:
     What few sessions have, kept apart so that a plain one stays small.
     """
 
-    __slots__ = ("callbacks", "commit", "finished", "idle", "login", "principal", "rotated", "waiting")
+    __slots__ = (
+        "callbacks",
+        "commit",
+        "finished",
+        "idle",
+        "login",
+        "principal",
+        "rotated",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.callbacks: list[Callable[[], object]] = []
@@ -637,7 +646,7 @@ class Session(server.Session, MutableMapping[str, Any]):
                 session=repr(self),
             )
 
-        return maybeDeferred(callback).addErrback(failed)  # type: ignore[arg-type]
+        return maybeDeferred(callback).addErrback(failed)
 
 
 async def _all(deferreds: list[Deferred[object]]) -> None:
