@@ -21,10 +21,12 @@ STAMP := .ready-$(VERSION)$(if $(CONSTRAINTS),-constrained)
 PREREQUISITES := setup.cfg pyproject.toml $(CONSTRAINTS)
 
 # $(call environment,DIRECTORY,EXTRA). The compatible editable mode puts the
-# checkout itself on the path: that is how twistd finds the plugin.
+# checkout itself on the path: that is how twistd finds the plugin. A file in
+# the directory's place is one of tox's, saying where its own environment is.
 define environment
 @test -n "$(VERSION)" || { echo "No Python >= 3.10 found$(if $(PYTHON), as '$(PYTHON)'): try make PYTHON=/path/to/python3" >&2; exit 1; }
 @$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+@if test -f $(1); then rm $(1); fi
 $(PYTHON) -m venv --clear $(1)
 $(1)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) \
 	--config-settings editable_mode=compat --editable '.[$(2)]'
