@@ -84,8 +84,9 @@ class Deliverer:
             raise NotSupported("this store does not keep the ends of sessions for anybody to hear")
         self._callbacks.append(callback)
         self._listenAgain = 0.0
-        self.poke()
         self._keeper.start()
+        # At once, so that the very next end is heard.
+        self._task.by(self._look(self._keeper.seconds()))
 
         def withdraw() -> None:
             if callback in self._callbacks:
