@@ -61,6 +61,14 @@ class Flash(MutableMapping[str, Any]):
                 return default[0]
             raise
 
+    def popitem(self) -> tuple[str, Any]:
+        """
+        As reading any one of them.
+        """
+        for key in self:
+            return key, self[key]
+        raise KeyError("no values are left")
+
     def __contains__(self, key: object) -> bool:
         return key in self._view()
 

@@ -315,6 +315,8 @@ class Session(server.Session, MutableMapping[str, Any]):
         if self._ended is None:
             keeper = self._keeper
             self.lastModified = keeper.seconds()
+            if self.queued is not None:
+                keeper.queue(self)  # earlier, if sessionTimeout has become shorter
             if self._record is not None:
                 keeper.touched(self)
 
@@ -371,15 +373,15 @@ class Session(server.Session, MutableMapping[str, Any]):
         if rare.finished:
             self._call(callback)
             return lambda: None
-        callbacks = rare.callbacks
-        callbacks.append(callback)
+        rare.callbacks.append(callback)
         self._keeper.pinned(self)
+        isThere = True
 
         def withdraw() -> None:
-            nonlocal callbacks
-            if callback in callbacks:
-                callbacks.remove(callback)
-            callbacks = []
+            nonlocal isThere
+            if isThere and callback in rare.callbacks:
+                rare.callbacks.remove(callback)
+            isThere = False
 
         return withdraw
 
@@ -626,12 +628,9 @@ class Session(server.Session, MutableMapping[str, Any]):
         @return: fires when those that returned Deferreds are done.
         """
         rare = self._more()
-        callbacks, rare.callbacks = rare.callbacks, []
         waits = [self._call(self.expiring)]
-        waits.extend(self._call(callback) for callback in callbacks)
-        while rare.callbacks:  # added by a callback: its turn is now
-            added, rare.callbacks = rare.callbacks, []
-            waits.extend(self._call(callback) for callback in added)
+        while rare.callbacks:  # one may add or withdraw others
+            waits.append(self._call(rare.callbacks.pop(0)))
         rare.finished = True
         pending = [wait for wait in waits if not wait.called]
         if not pending:
