@@ -288,9 +288,12 @@ class Exchange:
         for uid in dict.fromkeys(uids):
 
             def arrived(session: Session | None, uid: bytes = uid) -> None:
-                loaded[uid] = session
                 if session is not None:
                     session._users += 1  # until this request has said if it wants it
+                    if self.request._disconnected:
+                        keeper.release(session)
+                        return
+                loaded[uid] = session
 
             waits.append(keeper.load(uid).addCallbacks(arrived, self._away))
         return DeferredList(waits) if len(waits) > 1 else waits[0]
@@ -477,7 +480,7 @@ class Exchange:
             if request.producer is not None:
                 request.producer.stopProducing()
             self._done()
-            request.channel.abortConnection()
+            _abort(request.channel)
         elif failure.check(SessionGone):
             self.answer(http.CONFLICT, b"The session has ended")
         else:
@@ -631,6 +634,15 @@ class Exchange:
         control = b",".join(headers.getRawHeaders(b"cache-control", ())).lower()
         if b"no-store" not in control and b"private" not in control:
             headers.setRawHeaders(b"cache-control", [b"no-store"])
+
+
+def _abort(channel: Any) -> None:
+    # A stream of HTTP/2 can be ended by itself; in HTTP/1.1 the client only
+    # learns that the response is not whole when the connection breaks.
+    abort = getattr(channel, "abortConnection", None)
+    if abort is None:
+        abort = channel.transport.abortConnection
+    abort()
 
 
 def _vary(headers: Headers) -> None:
