@@ -16,7 +16,7 @@ from zope.interface import implementer
 from twsessions.core.deadlines import DeadlineQueue
 from twsessions.core.delta import Change, apply, isAlive
 from twsessions.core.record import Record
-from twsessions.errors import SessionError, StoreUnavailable
+from twsessions.errors import IdCollision, SessionError, StoreUnavailable
 from twsessions.interfaces import (
     EVENTS,
     EXCLUSIVE,
@@ -120,14 +120,16 @@ class MemoryStore:
     def _commit(self, change: Change, now: float) -> Record:
         places, key = self._places, change.key
         place = places.get(key)
-        if place is None and change.newKey is not None:
-            # A rotation sent again finds what it has made.
-            place = places.get(change.newKey)
-            if place is None or place.record is None or place.record.token != change.token:
-                place = None
-            key = change.newKey
+        there = None
+        if change.newKey is not None and change.newKey != key:
+            there = places.get(change.newKey)
+            if there is not None and there.record is not None:
+                if there.record.token == change.token:
+                    return there.record.seenAt(now)  # this rotation has been done
         before = None if place is None else place.record
         record = apply(before, change, now)
+        if there is not None:
+            raise IdCollision("a session exists under the new key already")
         if change.end is not None:
             if place is not None:
                 self._remove(key, place)
