@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -359,10 +360,8 @@ class StoreKeeper(Keeper):
         if session not in touches:
             touches[session] = None
             idle = session._idle()
-            if idle is not None and len(touches) == 1:
-                self._touchTask.by(self.seconds() + idle / 20)
-            elif idle is not None and self._touchTask.when is not None:
-                self._touchTask.by(self.seconds() + idle / 20)
+            # One that never idles out only has its requests counted.
+            self._touchTask.by(self.seconds() + (60.0 if idle is None else idle / 20))
 
     def _writeTouches(self, now: float) -> float | None:
         """
@@ -425,20 +424,27 @@ class StoreKeeper(Keeper):
         known = session._record
         if known is None or known.version < record.version:
             session._stored(change, record)
-        if self.local:
+        if self.local and record.deadline < inf:
             self._sweepTask.by(self.seconds() + max(0.0, record.deadline - record.asOf))
 
     def changed(self, session: Session) -> None:
         if not session._users:
-            self.pinned(session)
+            self._hold(session)
 
     def pinned(self, session: Session) -> None:
-        # On a shared store only what has callbacks needs the clock's help:
-        # the store ends the rest.
-        if self.sessions.get(session.uid) is session and (
-            session._rare is not None and session._rare.callbacks
+        # On a shared store only what is held here needs the clock's help: the
+        # store ends the rest.
+        if session._ended is None and not self.local:
+            self._hold(session)
+            if session._isPinned():
+                self.queue(session)
+
+    def _hold(self, session: Session) -> None:
+        # Somebody has kept it beyond its request: flush() must find it.
+        if session._ended is None and (
+            session._record is not None or self.settings.createOn == "access"
         ):
-            self.queue(session)
+            self.sessions.setdefault(session.uid, session)
 
     def introduce(self, session: Session, birth: Birth) -> None:
         exchange = session._exchange
@@ -453,7 +459,9 @@ class StoreKeeper(Keeper):
         session._exchange = None
         if session._users or self.local or session._ended is not None:
             return
-        if not (session._isPinned() or self._isBusy(session) or session._hasChanges()):
+        if session._isPinned():
+            self.queue(session)  # it must not stay longer than the store has it
+        elif not (self._isBusy(session) or session._hasChanges()):
             self.forget(session)
 
     # -- committing -----------------------------------------------------------
@@ -556,14 +564,14 @@ class StoreKeeper(Keeper):
         A commit failed: what was not stored is forgotten, so that this process
         agrees with the others.
         """
-        rare = session._rare
+        rare = session._more()
+        rare.losses += 1  # whoever uses it now must not say that it is saved
         if session._data is not None:
             session._data.revert()
-        if rare is not None:
-            rare.principal = rare.idle = UNSET
-            rare.login = False
-            if rare.rotated:
-                self._unrotate(session)
+        rare.principal = rare.idle = UNSET
+        rare.login = False
+        if rare.rotated:
+            self._unrotate(session)
         if not self.local and not session._isPinned():
             self.forget(session)
 
@@ -618,25 +626,30 @@ class StoreKeeper(Keeper):
 
     def end(self, session: Session, reason: str) -> Deferred[None]:
         rare = session._rare
-        if session._ended is not None:
-            if rare is None or rare.finished:
-                return succeed(None)
-            waiter: Deferred[None] = Deferred()
-            rare.waiting.append(waiter)
-            return waiter
-        session._ended = reason
-        self.forget(session)
-        self._touches.pop(session, None)
+        wasLive = self.sessions.get(session.uid) is session
+        if session._ended is None:
+            session._ended = reason
+            self.forget(session)
+            self._touches.pop(session, None)
+        else:
+            reason = session._ended
+            if rare is not None and rare.forgotten:
+                return succeed(None)  # from a callback, or later
+            wasLive = True
         if rare is not None and rare.commit is not None:
             again: Deferred[None] = Deferred()
             rare.waiting.append(again)
             # Whether the commit under way succeeds or not, the end follows.
-            return again.addBoth(lambda _: self._endStored(session, reason))
-        return self._endStored(session, reason)
+            return again.addBoth(lambda _: self.end(session, reason))
+        if rare is not None and rare.ending:
+            waiter: Deferred[None] = Deferred()
+            rare.waiting.append(waiter)
+            return waiter
+        return self._endStored(session, reason, wasLive)
 
-    def _endStored(self, session: Session, reason: str) -> Deferred[None]:
+    def _endStored(self, session: Session, reason: str, wasLive: bool) -> Deferred[None]:
         record = session._record
-        if record is None and not self.deliverer.isListening:
+        if record is None and not (self.deliverer.isListening and wasLive):
             self._finish(session)
             return succeed(None)
         now = self.seconds()
@@ -661,8 +674,10 @@ class StoreKeeper(Keeper):
         rare = session._more()
         result: Deferred[None] = Deferred()
         rare.waiting.append(result)
+        rare.ending = True
 
         def done(outcome: object) -> None:
+            rare.ending = False
             waiting, rare.waiting = rare.waiting, []
             if isinstance(outcome, Failure) and not outcome.check(SessionGone):
                 for waiter in waiting:
@@ -677,6 +692,7 @@ class StoreKeeper(Keeper):
         return result
 
     def _finish(self, session: Session) -> None:
+        session._more().forgotten = True
         self._moved(session)
         for old in [uid for uid, moving in self._moving.items() if moving is session]:
             del self._moving[old]
@@ -687,6 +703,8 @@ class StoreKeeper(Keeper):
         The store says that the session has ended.
         """
         if session._ended is None:
+            if session._data is not None and session._data.isDirty:
+                session._more().losses += 1
             session._ended = session._reason()
             self.forget(session)
             self._touches.pop(session, None)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http, server
@@ -80,6 +80,8 @@ class SessionRequest(server.Request):
         """
         exchange = self._exchange
         if exchange is None:
+            if getattr(self, "channel", None) is None:
+                raise TooLateForSession("getSession() came after the request was over")
             exchange = self._exchange = Exchange(self, self.channel.site)
         session = exchange.getSession(forceNotSecure)
         return session.getComponent(sessionInterface) if sessionInterface else session
@@ -187,9 +189,11 @@ def adopt(request: Any, owner: Any) -> Deferred[Any] | None:
     """
     if not isinstance(request, SessionRequest):
         request.__class__ = requestClassFor(type(request))
-    if request._exchange is not None and request._exchange.owner is owner:
-        return None
-    request._exchange = None
+    if request._exchange is not None:
+        if request._exchange.owner is owner:
+            return None
+        request._exchange._done()
+        request._exchange = None
     loading = begin(request, owner)
     if request._exchange is None:
         request._exchange = Exchange(request, owner)
@@ -217,12 +221,14 @@ class _Slot:
     One of the two sessions a request can have: over TLS, and in plain.
     """
 
-    __slots__ = ("secure", "sent", "session")
+    __slots__ = ("gone", "losses", "secure", "sent", "session")
 
     def __init__(self, secure: bool) -> None:
         self.secure = secure
         self.sent: Sent | None = None
         self.session: Session | None = None
+        self.losses = 0  # the session's, when it was asked for
+        self.gone: Session | None = None  # the session, when the client has gone
 
 
 class Exchange:
@@ -237,6 +243,7 @@ class Exchange:
         "_held",
         "_loaded",
         "_outage",
+        "_past",
         "_slept",
         "_slots",
         "isOpen",
@@ -257,6 +264,7 @@ class Exchange:
         self._loaded: dict[bytes, Session | None] | None = None
         self._outage: Failure | None = None
         self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        self._past: list[Session] = []  # ended in this request, and replaced
         self._failed = False
         self._slept = False
         self.isOpen = False
@@ -341,7 +349,13 @@ class Exchange:
             if session._ended is None:
                 session.touch()
                 return session
+            self._past.append(session)
             self._let(session)
+        elif self.request._disconnected:
+            if slot.gone is None:
+                raise TooLateForSession("getSession() came after the client had gone")
+            slot.gone.touch()
+            return slot.gone
         elif slot.sent is None:
             session = self._find(slot, secure)
         if session is None or session._ended is not None:
@@ -352,6 +366,7 @@ class Exchange:
                 )
             session = self.keeper.make(secure, live=self.owner.settings.createOn == "access")
         slot.session = session
+        slot.losses = 0 if session._rare is None else session._rare.losses
         session._users += 1
         session._exchange = self
         session._requests += 1
@@ -361,11 +376,13 @@ class Exchange:
 
     def _find(self, slot: _Slot, secure: bool) -> Session | None:
         lines = self.request.requestHeaders.getRawHeaders(b"cookie", ())
-        slot.sent = sent = self.policy.candidates(lines, secure)
+        sent = self.policy.candidates(lines, secure)
+        if sent.uids and self._outage is not None:
+            # Each time it is asked for; the cookie is left as it is.
+            raise StoreUnavailable("the session could not be loaded") from self._outage.value
+        slot.sent = sent
         if not sent.uids:
             return None
-        if self._outage is not None:
-            raise StoreUnavailable("the session could not be loaded") from self._outage.value
         loaded = self._loaded
         found = None
         for uid in sent.uids:
@@ -423,20 +440,30 @@ class Exchange:
         """
         keeper = self.keeper
         waits: list[Deferred[Any]] = []
-        for slot in self._slots:
-            session = slot.session
-            if session is None:
-                continue
-            if not self._slept and session._ended is None:
-                session.sleep(self.request)
+        for session in self._past:
             if keeper.needsCommit(session):
+                waits.append(keeper.commit(session))
+        slept, self._slept = self._slept, self._slept or bool(self._slots)
+        for slot in self._slots:
+            used = slot.session or slot.gone
+            if used is None:
+                continue
+            session = used
+            if not slept and session._ended is None:
+                try:
+                    session.sleep(self.request)
+                except Exception:
+                    waits.append(fail())
+            losses = 0 if session._rare is None else session._rare.losses
+            if losses != slot.losses:
+                slot.losses = losses
+                waits.append(fail(_loss(session)))
+            elif keeper.needsCommit(session):
                 waits.append(keeper.commit(session))
             elif session._ended is None and keeper.touchDue(session):
                 touched = keeper.touchNow(session)
                 if touched is not None:
                     waits.append(touched)
-        if self._slots:
-            self._slept = True
         if not waits:
             return None
         if len(waits) == 1:
@@ -523,7 +550,7 @@ class Exchange:
             if not self._failed:
                 self._cookies()
             _base(request).write(request, data)
-            self.isOpen = self._held is None
+            self.isOpen = self._held is None and bool(request.startedWriting)
             return
         own = request.__dict__.get("write")  # Twisted's for HEAD, 204 and 304
         if own is not None:
@@ -591,6 +618,8 @@ class Exchange:
                         request=self.request,
                     )
                 )
+        for slot in self._slots:
+            slot.gone = slot.session or slot.gone  # the resource may go on with it
         self._done()
 
     def _done(self) -> None:
@@ -634,6 +663,12 @@ class Exchange:
         control = b",".join(headers.getRawHeaders(b"cache-control", ())).lower()
         if b"no-store" not in control and b"private" not in control:
             headers.setRawHeaders(b"cache-control", [b"no-store"])
+
+
+def _loss(session: Session) -> Exception:
+    if session._ended is not None:
+        return SessionGone("the session ended before it was stored")
+    return StoreUnavailable("what was changed was dropped with a commit that failed")
 
 
 def _abort(channel: Any) -> None:

@@ -49,9 +49,12 @@ class _Rare:
     __slots__ = (
         "callbacks",
         "commit",
+        "ending",
         "finished",
+        "forgotten",
         "idle",
         "login",
+        "losses",
         "principal",
         "rotated",
         "waiting",
@@ -65,7 +68,10 @@ class _Rare:
         self.rotated = False  # the uid differs from what is stored
         self.commit: Deferred[None] | None = None  # under way
         self.waiting: list[Deferred[None]] = []  # for the commit, or the end, under way
+        self.ending = False  # the store is being told of the end
+        self.forgotten = False  # the store has been told
         self.finished = False  # has ended, and callbacks were called
+        self.losses = 0  # commits that failed, and dropped what anybody had changed
 
 
 class Session(server.Session, MutableMapping[str, Any]):

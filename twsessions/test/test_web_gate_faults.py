@@ -1,0 +1,966 @@
+"""
+The gate of L{twsessions.web.request} under a store that hangs and fails: no
+byte leaves before it has answered, whatever the response is made of and whoever
+goes away meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IPullProducer, IPushProducer
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+from twisted.web.util import redirectTo
+from zope.interface import implementer
+
+from twsessions import SessionSite
+from twsessions.errors import SessionGone, SessionTooLarge, StoreUnavailable
+from twsessions.stores.memory import MemoryStore
+from twsessions.testing.browser import Browser, Pending, Response
+from twsessions.testing.faulty import FaultyStore
+
+Does = Callable[[Any], object]
+
+
+class Page(Resource):
+    """
+    Does whatever it was last told to.
+    """
+
+    isLeaf = True
+    does: Does
+
+    def render_GET(self, request: Any) -> object:
+        result = self.does(request)
+        if isinstance(result, bytes) or result is NOT_DONE_YET:
+            return result
+        return repr(result).encode()
+
+
+def result(deferred: Deferred[Any]) -> Any:
+    """
+    What is there already.
+    """
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    assert results, "nothing has come"
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    return results[0]
+
+
+class World:
+    """
+    One store, that a test can hold, and the sites of two processes.
+    """
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_000_000.5)
+        self.memory = MemoryStore(self.clock.seconds)
+        self.store = FaultyStore(self.memory)
+        self.sites: list[Any] = []
+        self.site = self.makeSite()
+
+    def makeSite(self, **settings: Any) -> Any:
+        page = Page()
+        site: Any = SessionSite(page, reactor=self.clock, store=self.store, **settings)
+        site.page = page
+        self.sites.append(site)
+        return site
+
+    def start(self, browser: Browser, does: Does, method: str = "GET") -> Pending:
+        self.page(browser).does = does
+        return browser.start(method, "/")
+
+    def visit(self, browser: Browser, does: Does) -> Response:
+        pending = self.start(browser, does)
+        response: Response = result(pending.response)
+        return response
+
+    def page(self, browser: Browser) -> Any:
+        site: Any = browser.site
+        return site.page
+
+    def read(self, jar: Any, key: str = "k") -> object:
+        """
+        What another process tells a client with these cookies.
+        """
+        site = self.makeSite()
+        browser = Browser(site, jar=jar)
+        got: list[object] = []
+        self.visit(browser, lambda request: got.append(request.getSession().get(key)))
+        browser.close()
+        return got[0]
+
+    def commits(self) -> int:
+        return sum(name == "commit" for name, _ in self.store.calls)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def browser(world: World) -> Iterator[Browser]:
+    """
+    A client that has a session with C{k = 0}.
+    """
+    it = Browser(world.site)
+    assert world.visit(it, lambda request: put(request, 0) or b"").code == 200
+    yield it
+    it.close()
+
+
+def put(request: Any, value: object) -> None:
+    request.getSession()["k"] = value
+
+
+def held(world: World, browser: Browser, does: Does, method: str = "GET") -> Pending:
+    """
+    A request that renders with the store held: it may see no answer yet.
+    """
+    def rendered(request: Any) -> object:
+        world.store.hang()
+        return does(request)
+
+    pending = world.start(browser, rendered, method)
+    assert pending.received == b""
+    return pending
+
+
+@implementer(IPushProducer)
+class Push:
+    """
+    Writes some when it is resumed, or told to.
+    """
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.stopped = 0
+
+    def write(self, data: bytes) -> None:
+        self.request.write(data)
+
+    def resumeProducing(self) -> None:
+        pass
+
+    def pauseProducing(self) -> None:
+        pass
+
+    def stopProducing(self) -> None:
+        self.stopped += 1
+
+
+@implementer(IPullProducer)
+class Pull:
+    """
+    Writes two pieces, one at a time, and finishes.
+    """
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.pieces = [b"one ", b"two"]
+        self.pulls = self.stopped = 0
+
+    def resumeProducing(self) -> None:
+        self.pulls += 1
+        if self.pieces:
+            self.request.write(self.pieces.pop(0))
+        else:
+            self.request.unregisterProducer()
+            self.request.finish()
+
+    def stopProducing(self) -> None:
+        self.stopped += 1
+
+
+# Kinds of responses
+
+
+def body(request: Any) -> object:
+    put(request, 1)
+    return b"done"
+
+
+def pieces(request: Any) -> object:
+    put(request, 1)
+    for piece in (b"do", b"n", b"e"):
+        request.write(piece)
+    request.finish()
+    return NOT_DONE_YET
+
+
+def redirect(request: Any) -> object:
+    put(request, 1)
+    return redirectTo(b"/next", request)
+
+
+def noContent(request: Any) -> object:
+    put(request, 1)
+    request.setResponseCode(204)
+    return b""
+
+
+def notModified(request: Any) -> object:
+    put(request, 1)
+    request.setResponseCode(304)
+    return b""
+
+
+def fails(request: Any) -> object:
+    put(request, 1)
+    raise RuntimeError("the page failed")
+
+
+def onlyFinish(request: Any) -> object:
+    put(request, 1)
+    request.finish()
+    return NOT_DONE_YET
+
+
+def pull(request: Any) -> object:
+    put(request, 1)
+    request.registerProducer(Pull(request), False)
+    return NOT_DONE_YET
+
+
+def push(request: Any) -> object:
+    put(request, 1)
+    producer = Push(request)
+    request.registerProducer(producer, True)
+    producer.write(b"do")
+    producer.write(b"ne")
+    request.unregisterProducer()
+    request.finish()
+    return NOT_DONE_YET
+
+
+@pytest.mark.parametrize(
+    "does, code, expected",
+    [
+        (body, 200, b"done"),
+        (pieces, 200, b"done"),
+        (redirect, 302, None),
+        (noContent, 204, b""),
+        (notModified, 304, b""),
+        (fails, 500, None),
+        (onlyFinish, 200, b""),
+        (pull, 200, b"one two"),
+        (push, 200, b"done"),
+    ],
+)
+def test_noByteLeavesBeforeTheStoreHasAnswered(
+    world: World, browser: Browser, does: Does, code: int, expected: bytes | None
+) -> None:
+    """
+    And then the response is what it would have been.
+    """
+    pending = held(world, browser, does)
+    assert world.commits() == 2
+    world.clock.advance(1)
+    assert pending.received == b""
+    world.store.resume()
+    response = result(pending.response)
+    assert response.code == code
+    if expected is not None:
+        assert response.body == expected
+    assert world.read(browser.jar) == 1
+    # The connection is as good as before.
+    assert world.visit(browser, lambda request: b"again").body == b"again"
+
+
+@pytest.mark.parametrize("does", [body, pieces, onlyFinish, pull, push])
+def test_headWaitsAsWell(world: World, browser: Browser, does: Does) -> None:
+    """
+    Whose page knows GET only, so that Twisted makes believe.
+    """
+    if does is not body:
+
+        class Leaf(Page):
+            def render_HEAD(self, request: Any) -> object:
+                return self.render_GET(request)
+
+        world.site.resource = world.site.page = Leaf()
+    pending = held(world, browser, does, "HEAD")
+    world.store.resume()
+    world.clock.pump([0] * 3)  # a pull producer of which nothing comes has one turn at a time
+    response = result(pending.response)
+    assert (response.code, response.body) == (200, b"")
+    assert world.read(browser.jar) == 1
+    assert world.visit(browser, lambda request: b"again").body == b"again"
+
+
+def test_fakedHeadWithWritesWaits(world: World, browser: Browser) -> None:
+    """
+    A page that is asked for GET in HEAD's stead and writes by itself.
+    """
+
+    def writes(request: Any) -> object:
+        world.store.hang()
+        request.getSession()
+        request.write(b"thrown away")
+        put(request, 1)
+        return b"thrown away as well"
+
+    pending = world.start(browser, writes, "HEAD")
+    assert pending.received == b""
+    world.store.resume()
+    assert result(pending.response).code == 200
+    assert world.read(browser.jar) == 1
+
+
+def test_aResponseThatEndsLaterWaits(world: World, browser: Browser) -> None:
+    """
+    NOT_DONE_YET; nothing is committed before it begins to answer.
+    """
+    requests: list[Any] = []
+
+    def later(request: Any) -> object:
+        put(request, 1)
+        requests.append(request)
+        return NOT_DONE_YET
+
+    pending = world.start(browser, later)
+    assert world.commits() == 1
+    world.store.hang()
+    requests[0].write(b"do")
+    put(requests[0], 2)  # after the first commit has left
+    requests[0].write(b"ne")
+    requests[0].finish()
+    assert pending.received == b""
+    world.store.resume()
+    assert result(pending.response).body == b"done"
+    assert world.read(browser.jar) == 2
+
+
+def test_aStreamStoresItsLaterChangesBeforeItsEnd(world: World, browser: Browser) -> None:
+    """
+    The last chunk waits for the second commit.
+    """
+    requests: list[Any] = []
+
+    def stream(request: Any) -> object:
+        put(request, 1)
+        request.write(b"begin ")
+        requests.append(request)
+        return NOT_DONE_YET
+
+    pending = world.start(browser, stream)
+    assert b"begin " in pending.received
+    assert world.read(browser.jar) == 1
+    world.store.hang()
+    put(requests[0], 2)
+    requests[0].write(b"middle ")
+    assert b"middle " in pending.received
+    requests[0].finish()
+    before = pending.received
+    assert not before.endswith(b"0\r\n\r\n")
+    world.store.resume()
+    assert result(pending.response).body == b"begin middle "
+    assert world.read(browser.jar) == 2
+
+
+def test_aPullProducerIsNotPulledBeforeTheStoreHasAnswered(
+    world: World, browser: Browser
+) -> None:
+    """
+    Nor a push producer registered.
+    """
+    producers: list[Pull] = []
+
+    def pulled(request: Any) -> object:
+        put(request, 1)
+        producers.append(Pull(request))
+        request.registerProducer(producers[0], False)
+        return NOT_DONE_YET
+
+    pending = held(world, browser, pulled)
+    assert producers[0].pulls == 0
+    world.store.resume()
+    assert result(pending.response).body == b"one two"
+    assert producers[0].pulls == 3
+
+
+def test_aPageThatChangesNothingCommitsNothing(world: World, browser: Browser) -> None:
+    """
+    Reading within a 20th of the idle timeout costs no write.
+    """
+    before = world.commits()
+    assert world.visit(browser, lambda request: request.getSession()["k"]).body == b"0"
+    assert world.visit(browser, lambda request: b"static").body == b"static"
+    assert world.commits() == before
+
+
+def test_pipelinedRequestsSeeTheChangesOfTheFirst(world: World, browser: Browser) -> None:
+    """
+    Both were sent at once; the second is rendered when the first is stored.
+    """
+    seen: list[object] = []
+
+    def both(request: Any) -> object:
+        if request.uri == b"/first":
+            world.store.hang()
+            put(request, 1)
+            return b"first"
+        seen.append(request.getSession()["k"])
+        return b"second"
+
+    world.site.page.does = both
+    cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items()).encode()
+    transport = StringTransport()
+    channel = world.site.buildProtocol(None)
+    channel.timeOut = None
+    channel.makeConnection(transport)
+    for path in (b"/first", b"/second"):
+        channel.dataReceived(
+            b"GET %s HTTP/1.1\r\nHost: example.com\r\nCookie: %s\r\n\r\n" % (path, cookie)
+        )
+    assert transport.value() == b"" and seen == []
+    world.store.resume()
+    assert seen == [1]
+    assert transport.value().index(b"first") < transport.value().index(b"second")
+    channel.connectionLost(Failure(ConnectionDone()))
+
+
+# The client goes away
+
+
+def test_goneBeforeTheLoadAnswers(world: World, browser: Browser) -> None:
+    """
+    Nothing is rendered, and nothing is kept.
+    """
+    rendered: list[Any] = []
+    world.store.hang()
+    pending = world.start(browser, lambda request: rendered.append(request) or b"")
+    pending.disconnect()
+    world.store.resume()
+    assert rendered == []
+    assert world.site.sessions == {}
+    assert world.read(browser.jar) == 0
+
+
+def test_goneWhileTheCommitIsUnderWay(world: World, browser: Browser) -> None:
+    """
+    It is stored all the same, and nothing is kept.
+    """
+    for does in (body, pieces, pull, push):
+        pending = held(world, browser, does)
+        pending.disconnect()
+        world.store.resume()
+        assert world.site.sessions == {}
+        assert world.read(browser.jar) == 1
+        world.visit(browser, lambda request: put(request, 0) or b"")
+
+
+def test_goneBeforeTheAnswerIsBegun(world: World, browser: Browser) -> None:
+    """
+    What was changed until then is stored when the client goes.
+    """
+    pending = world.start(browser, lambda request: put(request, 1) or NOT_DONE_YET)
+    pending.disconnect()
+    assert world.site.sessions == {}
+    assert world.read(browser.jar) == 1
+
+
+def test_goneMidStream(world: World, browser: Browser) -> None:
+    """
+    What was changed since the headers is stored.
+    """
+
+    def stream(request: Any) -> object:
+        put(request, 1)
+        request.write(b"begin")
+        put(request, 2)
+        return NOT_DONE_YET
+
+    pending = world.start(browser, stream)
+    pending.disconnect()
+    assert world.site.sessions == {}
+    assert world.read(browser.jar) == 2
+
+
+def test_whatAHandlerChangesAfterTheClientWentIsStored(world: World, browser: Browser) -> None:
+    """
+    A handler that goes on by itself and finishes, as many do.
+    """
+    requests: list[Any] = []
+
+    def slow(request: Any) -> object:
+        session = request.getSession()
+        requests.append((request, session))
+        return NOT_DONE_YET
+
+    pending = world.start(browser, slow)
+    [(request, session)] = requests
+    pending.disconnect()
+    session["k"] = 5
+    request.write(b"nobody hears")
+    with pytest.raises(RuntimeError):
+        request.finish()  # as Twisted's
+    assert world.read(browser.jar) == 5
+    assert world.site.sessions == {}
+
+
+def test_whatIsChangedAfterTheRequestIsStoredByFlush(world: World, browser: Browser) -> None:
+    """
+    C{site.flush()} does it for every session that somebody still holds.
+    """
+    sessions: list[Any] = []
+    world.visit(browser, lambda request: sessions.append(request.getSession()) or b"")
+    sessions[0]["k"] = 7
+    result(world.site.flush())
+    assert world.read(browser.jar) == 7
+    assert world.site.sessions == {}
+
+
+# The store fails
+
+
+def test_storeDownAtTheLoad(world: World, browser: Browser) -> None:
+    """
+    503 and no Set-Cookie; a page without session is 200; afterwards the same
+    cookie works.
+    """
+    cookies = dict(browser.cookies)
+    world.store.down = True
+    response = world.visit(browser, lambda request: request.getSession()["k"])
+    assert response.code == 503 and response.setCookies == []
+    assert response.headers.getRawHeaders(b"retry-after") is not None
+    assert world.visit(browser, lambda request: b"static").body == b"static"
+    world.store.down = False
+    world.clock.advance(5)  # the breaker
+    response = world.visit(browser, lambda request: request.getSession()["k"])
+    assert (response.code, response.body) == (200, b"0")
+    assert dict(browser.cookies) == cookies
+
+
+def test_storeHungAtTheLoad(world: World, browser: Browser) -> None:
+    """
+    The same, after C{storeTimeout}.
+    """
+    world.store.hang()
+    pending = world.start(browser, lambda request: request.getSession()["k"])
+    world.clock.advance(1.9)
+    assert pending.received == b""
+    world.clock.advance(0.1)
+    response = result(pending.response)
+    assert response.code == 503 and response.setCookies == []
+    other = world.start(browser, lambda request: b"static")
+    world.clock.advance(2)
+    assert result(other.response).body == b"static"
+
+
+def test_aPageThatHandlesTheOutageLeavesTheCookie(world: World, browser: Browser) -> None:
+    """
+    The cookie is as good as before: it is neither deleted nor replaced.
+    """
+
+    def fallback(request: Any) -> bytes:
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                request.getSession()
+        return b"sorry"
+
+    world.store.down = True
+    response = world.visit(browser, fallback)
+    assert (response.code, response.body, response.setCookies) == (200, b"sorry", [])
+    world.store.down = False
+    assert world.visit(browser, lambda request: request.getSession()["k"]).body == b"0"
+
+
+def test_storeDownForAClientWithoutCookie(world: World) -> None:
+    """
+    It has no session to lose, but none can be made either.
+    """
+    browser = Browser(world.site)
+    world.store.down = True
+    response = world.visit(browser, lambda request: put(request, 1) or b"hello")
+    assert response.code == 500 and response.setCookies == []
+    assert b"hello" not in response.body
+    browser.close()
+
+
+@pytest.mark.parametrize("does", [body, pieces, redirect, noContent, onlyFinish, pull, push])
+@pytest.mark.parametrize("how", ["down", "hung"])
+def test_storeDownAtTheCommit(world: World, browser: Browser, does: Does, how: str) -> None:
+    """
+    500 and nothing of the page; the old value stands and the session works on.
+    """
+    def rendered(request: Any) -> object:
+        if how == "hung":
+            world.store.hang()
+        else:
+            world.store.failNext("commit")
+        request.setHeader(b"x-page", b"1")
+        return does(request)
+
+    pending = world.start(browser, rendered)
+    if how == "hung":
+        world.clock.advance(2)
+    response = result(pending.response)
+    assert response.code == 500 and response.setCookies == []
+    assert b"done" not in response.body and b"one" not in response.body
+    assert response.headers.getRawHeaders(b"x-page") is None
+    assert response.headers.getRawHeaders(b"location") is None
+    assert world.site.sessions == {}  # the copy is dropped
+    if how == "down":
+        assert world.visit(browser, lambda request: request.getSession()["k"]).body == b"0"
+        assert world.visit(browser, body).code == 200
+        assert world.read(browser.jar) == 1
+
+
+def test_storeDownAtTheEndOfAStream(world: World, browser: Browser) -> None:
+    """
+    The stream is cut off: it must not look complete.
+    """
+    requests: list[Any] = []
+
+    def stream(request: Any) -> object:
+        put(request, 1)
+        request.write(b"begin")
+        requests.append(request)
+        return NOT_DONE_YET
+
+    pending = world.start(browser, stream)
+    put(requests[0], 2)
+    world.store.failNext("commit")
+    requests[0].finish()
+    with pytest.raises(ConnectionLost):
+        result(pending.response)
+    assert world.site.sessions == {}
+    assert world.read(browser.jar) == 1
+
+
+def test_aHeldProducerIsStoppedWhenTheCommitFails(world: World, browser: Browser) -> None:
+    """
+    It would wait for ever otherwise.
+    """
+    producers: list[Push] = []
+
+    def pushes(request: Any) -> object:
+        put(request, 1)
+        producers.append(Push(request))
+        request.registerProducer(producers[0], True)
+        return NOT_DONE_YET
+
+    pending = held(world, browser, pushes)
+    world.clock.advance(2)
+    assert result(pending.response).code == 500
+    assert producers[0].stopped == 1
+
+
+def test_tooLargeIs500AndTheOldVersionStands(world: World, browser: Browser) -> None:
+    """
+    Many values that are too much together; nothing goes to the store.
+    """
+    before = world.commits()
+
+    def much(request: Any) -> bytes:
+        for number in range(10):
+            request.getSession()[f"big{number}"] = "x" * 10_000
+        return b"hello"
+
+    response = world.visit(browser, much)
+    assert response.code == 500 and b"hello" not in response.body
+    assert world.commits() == before
+    assert world.visit(browser, lambda request: sorted(request.getSession())).body == b"['k']"
+    assert world.visit(browser, body).code == 200
+
+
+def test_oneValueThatIsTooLargeIsRefusedAtTheAssignment(world: World, browser: Browser) -> None:
+    """
+    Which a page can handle.
+    """
+
+    def much(request: Any) -> bytes:
+        with pytest.raises(SessionTooLarge, match="'k'"):
+            put(request, "x" * 70_000)
+        return b"handled"
+
+    assert world.visit(browser, much).body == b"handled"
+    assert world.read(browser.jar) == 0
+
+
+def test_aNestedValueThatCannotBeStoredIs500(world: World, browser: Browser) -> None:
+    """
+    It became so after its assignment; nothing is half-written.
+    """
+    world.visit(browser, lambda request: put(request, [1]) or b"")
+
+    def spoil(request: Any) -> bytes:
+        request.getSession()["other"] = 1
+        request.getSession()["k"].append(object())
+        return b"hello"
+
+    assert world.visit(browser, spoil).code == 500
+    assert world.read(browser.jar) == [1]
+    assert world.read(browser.jar, "other") is None
+    assert world.visit(browser, lambda request: request.getSession()["k"]).body == b"[1]"
+
+
+def test_endedElsewhereMeanwhileIs409(world: World, browser: Browser) -> None:
+    """
+    What the page has written went nowhere; the cookie is taken away.
+    """
+    other = Browser(world.makeSite(), jar=browser.jar)
+    requests: list[Any] = []
+    pending = world.start(browser, lambda request: requests.append(request) or NOT_DONE_YET)
+    session = requests[0].getSession()
+    cookies = dict(browser.cookies)
+    old = "; ".join(f"{name}={value}" for name, value in cookies.items()).encode()
+    world.visit(other, lambda request: request.getSession().logout() and b"")
+    session["k"] = 1
+    requests[0].write(b"hello")
+    requests[0].finish()
+    response = result(pending.response)
+    assert response.code == 409 and b"hello" not in response.body
+    [line] = response.setCookies
+    assert b"Max-Age=0" in line
+    assert world.site.sessions == {}
+    browser.setRawCookie(old)
+    assert world.visit(browser, lambda request: request.getSession().get("k")).body == b"None"
+    other.close()
+
+
+def test_aRequestThatSharedAFailedCommitFailsToo(world: World, browser: Browser) -> None:
+    """
+    Two requests of one session: what the second changed is dropped with the
+    first's, so its answer must not say that it was saved.
+    """
+    requests: list[Any] = []
+    other = Browser(world.site, jar=browser.jar)
+    second = world.start(other, lambda request: requests.append(request) or NOT_DONE_YET)
+    session = requests[0].getSession()
+    first = held(world, browser, body)
+    session["second"] = 1
+    world.clock.advance(2)
+    assert result(first.response).code == 500
+    world.store.resume()
+    world.clock.advance(5)
+    requests[0].write(b"saved")
+    requests[0].finish()
+    response = result(second.response)
+    stored = world.read(browser.jar, "second")
+    assert (response.code, stored) in [(500, None), (200, 1)]
+    other.close()
+
+
+# The end of a session under the gate
+
+
+def test_logoutIsStoredBeforeTheAnswer(world: World, browser: Browser) -> None:
+    """
+    Once the client knows, the old id is dead everywhere.
+    """
+    pending = held(world, browser, lambda request: request.getSession().logout() and b"bye")
+    world.store.resume()
+    assert result(pending.response).code == 200
+    assert browser.cookies == {}
+
+
+def test_logoutWhileACommitIsUnderWayIsStoredBeforeTheAnswer(
+    world: World, browser: Browser
+) -> None:
+    """
+    The answer waits for the end, and not only for what was sent before it.
+    """
+    jar = dict(browser.cookies)
+
+    def both(request: Any) -> bytes:
+        session = request.getSession()
+        session["k"] = 1
+        session.commit()
+        session.expire()
+        return b"bye"
+
+    pending = held(world, browser, both)
+    # The first commit is answered, the end is not.
+    [(answer, name, args)] = world.store._held
+    world.store._held.clear()
+    world.store._perform(name, args).chainDeferred(answer)
+    assert pending.received == b""
+    world.store.resume()
+    assert result(pending.response).body == b"bye"
+    assert jar and browser.cookies == {}
+
+
+def test_logoutAndANewSessionInOneRequestWaitForBoth(world: World, browser: Browser) -> None:
+    """
+    The old one's end is as much a part of the answer as the new one.
+    """
+    old = "; ".join(f"{name}={value}" for name, value in browser.cookies.items()).encode()
+
+    def switch(request: Any) -> bytes:
+        request.getSession().logout()
+        request.getSession()["k"] = "new"
+        return b"switched"
+
+    response = world.visit(browser, switch)
+    assert response.code == 200 and len(response.setCookies) == 1
+    assert world.read(browser.jar) == "new"
+    browser.setRawCookie(old)
+    assert world.visit(browser, lambda request: request.getSession().get("k")).body == b"None"
+
+
+def test_logoutThatCannotBeStoredIs500AlsoIfANewSessionWasMade(
+    world: World, browser: Browser
+) -> None:
+    """
+    The client must not believe that the old one has ended.
+    """
+
+    def switch(request: Any) -> bytes:
+        world.store.down = True
+        request.getSession().logout()
+        request.getSession()["k"] = "new"
+        return b"switched"
+
+    response = world.visit(browser, switch)
+    assert response.code == 500 and response.setCookies == []
+    world.store.down = False
+    assert world.read(browser.jar) == 0
+
+
+def test_logoutThatCannotBeStoredIs500AndCanBeTriedAgain(world: World, browser: Browser) -> None:
+    """
+    The breaker is open: the store says no at once.
+    """
+
+    def out(request: Any) -> bytes:
+        world.store.down = True
+        request.getSession().logout()
+        return b"bye"
+
+    assert world.visit(browser, out).code == 500
+    world.store.down = False
+    assert world.read(browser.jar) == 0
+    assert world.visit(browser, lambda request: request.getSession().logout() and b"").code == 200
+    assert browser.cookies == {}
+
+
+def test_aLogoutThatFailedCanBeAskedForAgainInTheSameRequest(
+    world: World, browser: Browser
+) -> None:
+    """
+    C{expire()} has failed; the second one works, and so the answer is good.
+    """
+    outcomes: list[object] = []
+
+    def out(request: Any) -> bytes:
+        session = request.getSession()
+        world.store.failNext("commit")
+        session.expire().addBoth(outcomes.append)
+        session.expire().addBoth(outcomes.append)
+        return b"bye"
+
+    assert world.visit(browser, out).body == b"bye"
+    assert isinstance(outcomes[0], Failure) and outcomes[0].check(StoreUnavailable)
+    assert outcomes[1] is None
+    assert browser.cookies == {}
+
+
+def test_expiringFromACallbackFiresItsDeferred(world: World, browser: Browser) -> None:
+    """
+    Re-entrant, with a store that takes its time.
+    """
+    calls: list[object] = []
+
+    def out(request: Any) -> bytes:
+        session = request.getSession()
+        session.notifyOnExpire(lambda: session.expire().addCallback(calls.append))
+        session.expire().addCallback(calls.append)
+        return b"bye"
+
+    pending = held(world, browser, out)
+    assert calls == []
+    world.store.resume()
+    assert result(pending.response).body == b"bye"
+    assert calls == [None, None]
+
+
+def test_rotationIsStoredBeforeTheAnswer(world: World, browser: Browser) -> None:
+    """
+    Until then the old id is good, and afterwards it is dead everywhere.
+    """
+    old = "; ".join(f"{name}={value}" for name, value in browser.cookies.items()).encode()
+    pending = held(world, browser, lambda request: request.getSession().rotate())
+    world.store.resume()
+    assert result(pending.response).code == 200
+    assert world.read(browser.jar) == 0
+    browser.setRawCookie(old)
+    assert world.visit(browser, lambda request: request.getSession().get("k")).body == b"None"
+
+
+def test_rotationThatCannotBeStoredLeavesTheOldId(world: World, browser: Browser) -> None:
+    """
+    500; the cookie that the browser has still works.
+    """
+
+    def rotate(request: Any) -> bytes:
+        world.store.failNext("commit")
+        request.getSession().login("alice")
+        return b"hello"
+
+    cookies = dict(browser.cookies)
+    response = world.visit(browser, rotate)
+    assert response.code == 500 and response.setCookies == []
+    assert dict(browser.cookies) == cookies
+    assert world.read(browser.jar) == 0
+    shown = world.visit(browser, lambda request: request.getSession().principal)
+    assert shown.body == b"None"
+
+
+def test_theReplyToARotationIsLost(world: World, browser: Browser) -> None:
+    """
+    500, since nobody knows; and the next login works, on whatever id.
+    """
+
+    def rotate(request: Any) -> bytes:
+        world.store.loseReplies("commit")
+        request.getSession().rotate()
+        return b"hello"
+
+    assert world.visit(browser, rotate).code == 500
+    assert world.site.sessions == {}
+    response = world.visit(browser, lambda request: request.getSession().login("a") and b"in")
+    assert response.body == b"in"
+
+
+def test_aHookThatFailsIsAnErrorPage(world: World, browser: Browser) -> None:
+    """
+    C{sleep} runs at the gate; it must not hang or loop.
+    """
+    from twsessions import Session
+
+    class Hooked(Session):
+        def sleep(self, request: Any) -> None:
+            raise RuntimeError("sleep")
+
+    world.site.sessionFactory = Hooked
+    response = world.visit(browser, body)
+    assert response.code == 500 and b"done" not in response.body
+
+
+def test_goneIsRaisedToCodeThatCommitsByItself(world: World, browser: Browser) -> None:
+    """
+    Outside a request as well.
+    """
+    uid = next(iter(browser.cookies.values())).encode()
+    here = result(world.site.loadSession(uid))
+    there = result(world.makeSite().loadSession(uid))
+    result(there.expire())
+    here["k"] = 1
+    with pytest.raises(SessionGone):
+        result(here.commit())
+    assert here.isExpired
+    assert world.site.sessions == {}
