@@ -56,17 +56,21 @@ class SessionEnded:
 class Deliverer:
     """
     Claims ends and calls back.
+
+    @ivar callbacks: who wants to hear.
     """
 
     _log = Logger()
 
     def __init__(self, keeper: StoreKeeper) -> None:
         self._keeper = keeper
-        self._callbacks: list[Callable[[SessionEnded], object]] = []
+        self.callbacks: list[Callable[[SessionEnded], object]] = []
         self._task = keeper.alarm.task(self._look)
         self._underWay = 0
         self._claiming = False
         self._listenAgain = 0.0
+        self._pending: dict[Deferred[Any], None] = {}
+        self._stopping = False
         self._heard: dict[bytes, list[Callable[[SessionEnded], object]]] = {}
 
     @property
@@ -74,7 +78,7 @@ class Deliverer:
         """
         Whether anybody in this process wants to hear of ends.
         """
-        return bool(self._callbacks)
+        return bool(self.callbacks)
 
     def listen(self, callback: Callable[[SessionEnded], object]) -> Callable[[], None]:
         """
@@ -82,15 +86,15 @@ class Deliverer:
         """
         if EVENTS not in self._keeper.link.capabilities:
             raise NotSupported("this store does not keep the ends of sessions for anybody to hear")
-        self._callbacks.append(callback)
+        self.callbacks.append(callback)
         self._listenAgain = 0.0
         self._keeper.start()
         # At once, so that the very next end is heard.
         self._task.by(self._look(self._keeper.seconds()))
 
         def withdraw() -> None:
-            if callback in self._callbacks:
-                self._callbacks.remove(callback)
+            if callback in self.callbacks:
+                self.callbacks.remove(callback)
 
         return withdraw
 
@@ -98,11 +102,20 @@ class Deliverer:
         """
         There may be something to deliver.
         """
-        if self._callbacks:
+        if self.callbacks:
             self._task.by(self._keeper.seconds())
 
+    def stop(self) -> None:
+        """
+        Give back what is under way: whoever claims it next may begin at once.
+        """
+        self._stopping = True
+        for call in list(self._pending):
+            call.cancel()
+        self._stopping = False
+
     def _look(self, now: float) -> float | None:
-        if not self._callbacks:
+        if not self.callbacks:
             return None
         if not self._claiming:
             self._claiming = True
@@ -133,6 +146,10 @@ class Deliverer:
             if len(ends) < wanted:
                 break
 
+    def _over(self, outcome: Any, call: Deferred[Any]) -> Any:
+        del self._pending[call]
+        return outcome
+
     def _deliver(self, end: Ended, lease: float) -> None:
         self._underWay += 1
         event = SessionEnded(
@@ -145,16 +162,20 @@ class Deliverer:
         )
         heard = self._heard.setdefault(end.id, [])
         calls = []
-        for callback in list(self._callbacks):
+        for callback in list(self.callbacks):
             if callback not in heard:  # those that succeeded are not called again
                 call: Deferred[Any] = maybeDeferred(callback, event)
                 if not call.called:
                     call.addTimeout(lease, self._keeper.reactor)
+                    self._pending[call] = None
+                    call.addBoth(self._over, call)
                 call.addCallback(lambda _, callback: heard.append(callback), callback)
                 calls.append(call)
 
         def done(outcomes: list[tuple[bool, Any]]) -> Deferred[Any]:
             failures = [outcome for succeeded, outcome in outcomes if not succeeded]
+            if self._stopping or not (calls or self.callbacks):
+                return self._keeper.link.settle([Verdict(end.id, end.claim, retryIn=0.0)])
             verdict = Verdict(end.id, end.claim)
             for failure in failures:
                 self._log.failure(
@@ -171,9 +192,10 @@ class Deliverer:
                 else:
                     self._task.by(self._keeper.seconds() + wait)
                 verdict = Verdict(end.id, end.claim, retryIn=wait, dead=dead)
+            settling: Deferred[Any] = self._keeper.link.settle([verdict])
             if not failures or verdict.dead:
-                self._heard.pop(end.id, None)
-            return self._keeper.link.settle([verdict])
+                settling.addCallback(lambda _: self._heard.pop(end.id, None))
+            return settling
 
         def settled(_: object) -> None:
             self._underWay -= 1

@@ -464,6 +464,14 @@ class StoreKeeper(Keeper):
         elif not (self._isBusy(session) or session._hasChanges()):
             self.forget(session)
 
+    def unused(self, session: Session) -> None:
+        """
+        Perhaps nothing needs it any more.
+        """
+        if not session._users:
+            session._users = 1
+            self.release(session)
+
     # -- committing -----------------------------------------------------------
 
     def needsCommit(self, session: Session) -> bool:
@@ -555,9 +563,7 @@ class StoreKeeper(Keeper):
                 waiter.errback(outcome)
             else:
                 waiter.callback(None)
-        if not session._users:
-            session._users = 1
-            self.release(session)  # perhaps nothing needs it any more
+        self.unused(session)
 
     def _drop(self, session: Session) -> None:
         """
@@ -759,6 +765,7 @@ class StoreKeeper(Keeper):
         """
         self.alarm.start()
         self._awaken()
+        self.deliverer.poke()
 
     def _sweep(self, now: float) -> float | None:
         interval = self.settings.sweepInterval
@@ -861,6 +868,7 @@ class StoreKeeper(Keeper):
             await flushed
         except Exception as error:
             self._log.error("not all sessions could be stored: {error}", error=error)
+        self.deliverer.stop()
         self.alarm.stop()
 
     def exclusive(self, session: Session, timeout: float | None) -> Exclusive:

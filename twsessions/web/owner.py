@@ -95,6 +95,7 @@ class SessionOwner:
         self.settings = Settings(**settings)
         self._store = store
         self._keeper: StoreKeeper | None = None
+        self._listeners: list[Callable[[SessionEnded], object]] = []  # outlive the keeper
 
     def _theReactor(self) -> IReactorTime:
         raise RuntimeError("no reactor is known yet")
@@ -113,6 +114,7 @@ class SessionOwner:
                 store = storeFromURL(reactor, store)
             link = StoreLink(reactor, store, self.settings.storeTimeout)
             keeper = self._keeper = StoreKeeper(self, reactor, link, self.settings)
+            keeper.deliverer.callbacks = self._listeners
             self._closes = made
             trigger = getattr(reactor, "addSystemEventTrigger", None)
             if trigger is not None:
@@ -166,7 +168,10 @@ class SessionOwner:
             if not isUid(uid):
                 return None
             session = await self.keeper.load(uid)
-            return None if session is None or session._ended is not None else session
+            if session is None or session._ended is not None:
+                return None
+            self.keeper.unused(session)  # what is changed or added brings it back
+            return session
 
         return Deferred.fromCoroutine(load())
 

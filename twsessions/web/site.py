@@ -75,6 +75,7 @@ class SessionSite(SessionOwner, server.Site):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         state["_keeper"] = None
+        state["_listeners"] = []
         return state
 
     def startFactory(self) -> None:
