@@ -691,6 +691,8 @@ def test_whatWasHeardIsNotCalledAgainIfTheStoreWasNotTold(world: World) -> None:
     assert len(heard) == 1
     settled = [args for name, args in store.calls if name == "settle"]
     assert len(settled) == 2
+    world.stop(site)
+    world.clock.advance(5)  # the link to a store that is not the site's own
 
 
 def test_listenersThatLeaveMeanwhileLoseNoEnd(world: World) -> None:
@@ -720,6 +722,8 @@ def test_listenersThatLeaveMeanwhileLoseNoEnd(world: World) -> None:
     site.notifyOnExpire(lambda end: heard.append("later"))
     world.wait(40)
     assert heard == ["later"]
+    world.stop(site)
+    world.clock.advance(5)  # the link to a store that is not the site's own
 
 
 def test_aStoreWithoutEventsSaysSoAtTheRegistration(world: World) -> None:
