@@ -124,7 +124,8 @@ def test_keysRotate() -> None:
     [
         b"", b";;;", b"twsession", b"twsession=", b"TWSESSION=" + GOOD, b"twsession =" + GOOD,
         b"\x0btwsession=" + GOOD, b"\x0ctwsession=" + GOOD, b"\xa0twsession=" + GOOD,
-        b"\xe2\x80\x80twsession=" + GOOD, b"tw%73ession=" + GOOD, b'$Version=1; twsession="' + GOOD + b'"',
+        b"\xe2\x80\x80twsession=" + GOOD, b"tw%73ession=" + GOOD,
+        b'$Version=1; twsession="' + GOOD + b'"',
         b"twsession[]=" + GOOD, b'twsession="' + GOOD + b'"', b"twsession=" + GOOD + b"=",
         b"twsession=" + GOOD.upper(), b"twsession=" + GOOD[:-1], b"twsession=" + GOOD + b"0",
         b"twsession= " + GOOD, b"twsession=%66" + GOOD[1:], b"twsession=" + GOOD + b"\x00",

@@ -451,7 +451,11 @@ def test_outsideARequest(world: World) -> None:
 
 def test_csrfTokenChangesAtLoginOnly(world: World) -> None:
     browser, tokens = Browser(world.site()), []
-    token: Render = lambda request: tokens.append(request.getSession().csrfToken) or b""
+
+    def token(request: Any) -> bytes:
+        tokens.append(request.getSession().csrfToken)
+        return b""
+
     visit(browser, token)
     visit(browser, lambda request: request.getSession().rotate() and b"")
     visit(browser, token)

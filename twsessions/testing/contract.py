@@ -54,7 +54,9 @@ def change(key: bytes, **what: Any) -> Change:
     return Change(key, os.urandom(16), **what)
 
 
-def create(key: bytes, idle: float | None = 60.0, absolute: float | None = None, **what: Any) -> Change:
+def create(
+    key: bytes, idle: float | None = 60.0, absolute: float | None = None, **what: Any
+) -> Change:
     """
     A L{Change} that makes a session.
     """
@@ -124,7 +126,7 @@ class StoreContractMixin:
         """
         Commit one change; raise what refused it.
         """
-        outcome = (await self.store.commit([change]))[0]
+        outcome: Record | SessionError = (await self.store.commit([change]))[0]
         if isinstance(outcome, SessionError):
             raise outcome
         return outcome
@@ -161,7 +163,7 @@ class StoreContractMixin:
         """
         Sweep until there is nothing due.
         """
-        ended = 0
+        ended: int = 0
         for _ in range(1000):
             swept = await self.store.sweep(10)
             ended += swept.ended
@@ -178,7 +180,9 @@ class StoreContractMixin:
 
     async def test_createAndLoad(self) -> None:
         key = newKey()
-        made = await self.one(create(key, absolute=600.0, set={"da": b"1"}, principal="ann", uses=2))
+        made = await self.one(
+            create(key, absolute=600.0, set={"da": b"1"}, principal="ann", uses=2)
+        )
         loaded = (await self.store.load([key]))[0]
         for record in (made, loaded):
             assert record.key == key
@@ -305,8 +309,8 @@ class StoreContractMixin:
 
     async def test_bytesComeBackAsTheyWere(self) -> None:
         values = {
-            "d": b"", "d0": b"007", "dnul": b"\0\r\n\xff", "d\u00e9\U0001f40d": b"x", "d'\"; --": b"y",
-            "dbig": os.urandom(70_000),
+            "d": b"", "d0": b"007", "dnul": b"\0\r\n\xff", "d\u00e9\U0001f40d": b"x",
+            "d'\"; --": b"y", "dbig": os.urandom(70_000),
         }  # fmt: skip
         key = await self.made(set=values)
         assert await self.fields(key) == values
@@ -395,7 +399,10 @@ class StoreContractMixin:
     # -- rotation -------------------------------------------------------------
 
     async def test_rotateMovesAll(self) -> None:
-        key, to = await self.made(set={"da": b"1"}, principal="ann", idle=10.0, absolute=25.0), newKey()
+        key, to = (
+            await self.made(set={"da": b"1"}, principal="ann", idle=10.0, absolute=25.0),
+            newKey(),
+        )
         before = (await self.store.load([key]))[0]
         await self.advance(4.0)
         after = await self.one(change(key, newKey=to, set={"db": b"2"}))
@@ -412,7 +419,11 @@ class StoreContractMixin:
     async def test_rotateOldDead(self) -> None:
         key, to = await self.made(), newKey()
         await self.one(change(key, newKey=to))
-        for late in (change(key, set={"da": b"1"}), change(key, usedAgo=0.0), change(key, end="logout")):
+        for late in (
+            change(key, set={"da": b"1"}),
+            change(key, usedAgo=0.0),
+            change(key, end="logout"),
+        ):
             await self.refused(late, SessionGone)
         assert await self.isAlive(to)
 
@@ -522,7 +533,8 @@ class StoreContractMixin:
         await self.store.listen()
         for _ in range(count):
             await self.one(change(await self.made(), end="logout"))
-        return await self.store.claim(count, 30.0)
+        claimed: list[Ended] = await self.store.claim(count, 30.0)
+        return claimed
 
     async def test_claimExclusive(self) -> None:
         assert len(await self._claimed(3)) == 3
@@ -601,7 +613,9 @@ class StoreContractMixin:
 
     async def test_noGhostsInTheIndex(self) -> None:
         self._needs(PRINCIPALS)
-        ended, due, moved, changed = [await self.made(principal="ann", idle=i) for i in (60, 10, 60, 60)]
+        ended, due, moved, changed = [
+            await self.made(principal="ann", idle=i) for i in (60, 10, 60, 60)
+        ]
         to = newKey()
         await self.one(change(ended, end="logout"))
         await self.one(change(moved, newKey=to))
@@ -717,7 +731,7 @@ class StoreContractMixin:
         while True:
             key = await self.made(set={"da": b"1"})
 
-            def flip(stored: bytes) -> bytes:
+            def flip(stored: bytes, place: int = place) -> bytes:
                 if place >= len(stored):
                     raise IndexError
                 return stored[:place] + bytes((stored[place] ^ 0x55,)) + stored[place + 1 :]

@@ -1,0 +1,126 @@
+"""
+A client that has seen the response finds its changes, after a SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import twsessions
+
+KILLS = 25
+CLIENTS = 6
+
+SERVER = """
+import socket, sys
+from twisted.internet import reactor
+from twisted.web.resource import Resource
+from twsessions import SessionSite
+
+class Count(Resource):
+    isLeaf = True
+    def render_GET(self, request):
+        session = request.getSession()
+        session["n"] = session.get("n", 0) + 1
+        session["filler"] = "x" * session["n"]
+        return b"%d" % session["n"]
+
+site = SessionSite(Count(), store="sqlite:///" + sys.argv[1])
+site.displayTracebacks = True
+listening = socket.socket(fileno=int(sys.argv[2]))
+reactor.adoptStreamPort(listening.fileno(), socket.AF_INET, site)
+print("up", flush=True)
+reactor.run()
+"""
+
+
+class Client(threading.Thread):
+    """
+    Counts, one request after the other, until the server dies.
+    """
+
+    def __init__(self, address: tuple[str, int], cookie: str, seen: int) -> None:
+        super().__init__(daemon=True)
+        self.address, self.cookie, self.seen = address, cookie, seen
+        self.problem = ""
+        self.first = True
+
+    def run(self) -> None:
+        try:
+            with socket.create_connection(self.address, timeout=20) as connection:
+                file = connection.makefile("rb")
+                while not self.problem:
+                    self.visit(connection, file)
+        except (OSError, EOFError):
+            pass  # killed
+
+    def visit(self, connection: socket.socket, file: object) -> None:
+        cookie = f"Cookie: {self.cookie}\r\n" if self.cookie else ""
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: x\r\n{cookie}\r\n".encode())
+        status = file.readline()  # type: ignore[attr-defined]
+        headers = {}
+        while (line := file.readline().strip()) != b"":  # type: ignore[attr-defined]
+            name, _, value = line.partition(b": ")
+            headers[name.lower()] = value
+        length = headers.get(b"content-length")
+        if length is None:
+            raise EOFError
+        body = file.read(int(length))  # type: ignore[attr-defined]
+        if len(body) < int(length):
+            raise EOFError
+        if b"200" not in status:
+            self.problem = f"{status!r} {body[:500]!r}"
+            return
+        if b"set-cookie" in headers:
+            if self.cookie:
+                self.problem = "the session was lost"
+                return
+            self.cookie = headers[b"set-cookie"].partition(b";")[0].decode()
+        count = int(body)
+        # Right after a kill one write may have been stored and not seen.
+        if count != self.seen + 1 and not (self.first and count == self.seen + 2):
+            self.problem = f"{count} after {self.seen}"
+        self.seen, self.first = count, False
+
+
+def test_killsUnderLoadLoseNothing(tmp_path: Path) -> None:
+    environment = dict(os.environ, PYTHONPATH=str(Path(twsessions.__file__).parents[1]))
+    chance = random.Random(20)
+    cookies, seen = [""] * CLIENTS, [0] * CLIENTS
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
+        listening.set_inheritable(True)
+        listening.setblocking(False)  # the server must not wait in accept()
+        for _ in range(KILLS):
+            server = subprocess.Popen(
+                [sys.executable, "-c", SERVER, str(tmp_path / "s.db"), str(listening.fileno())],
+                pass_fds=[listening.fileno()],
+                stdout=subprocess.PIPE,
+                env=environment,
+            )
+            try:
+                assert server.stdout is not None
+                assert server.stdout.readline() == b"up\n"
+                clients = [
+                    Client(listening.getsockname(), cookie, n)
+                    for cookie, n in zip(cookies, seen, strict=True)
+                ]
+                for client in clients:
+                    client.start()
+                clients[0].join(chance.uniform(0.02, 0.25))  # let it be at any place
+            finally:
+                server.send_signal(signal.SIGKILL)
+                server.wait()
+                server.stdout.close()  # type: ignore[union-attr]
+            for client in clients:
+                client.join(20)
+                assert client.problem == "", client.problem
+            cookies = [client.cookie for client in clients]
+            seen = [client.seen for client in clients]
+    assert min(seen) > KILLS
