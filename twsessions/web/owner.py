@@ -170,6 +170,7 @@ class SessionOwner:
             session = await self.keeper.load(uid)
             if session is None or session._ended is not None:
                 return None
+            session.isNew = False
             self.keeper.unused(session)  # what is changed or added brings it back
             return session
 

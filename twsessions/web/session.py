@@ -10,7 +10,7 @@ L{keeper's<twsessions.web.keeper.Keeper>}.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, ItemsView, Iterator, MutableMapping, ValuesView
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred, succeed
@@ -207,6 +207,14 @@ class Session(server.Session, MutableMapping[str, Any]):
 
     def __len__(self) -> int:
         return len(View(self._values, DATA))
+
+    # A value that turns out to be unreadable is passed over.
+
+    def items(self) -> ItemsView[str, Any]:
+        return View(self._values, DATA).items()
+
+    def values(self) -> ValuesView[Any]:
+        return View(self._values, DATA).values()
 
     def clear(self) -> None:
         """

@@ -66,7 +66,19 @@ class SessionSite(SessionOwner, server.Site):
         settings = {name: kwargs.pop(name) for name in _SETTINGS if name in kwargs}
         server.Site.__init__(self, resource, None, *args, **kwargs)
         self._setUp(store, cookie, settings)
-        self.requestFactory = _withSessions(requestFactory or server.Request)
+        self.requestFactory = requestFactory or server.Request
+
+    @property
+    def requestFactory(self) -> Any:
+        """
+        As L{server.Site}'s. Sessions are added to what is set.
+        """
+        return self._withSessions
+
+    @requestFactory.setter
+    def requestFactory(self, factory: Any) -> None:
+        self._withSessions = _withSessions(factory)
+        self._requestFactory = factory
 
     def _theReactor(self) -> IReactorTime:
         reactor: IReactorTime = self.reactor
@@ -76,7 +88,12 @@ class SessionSite(SessionOwner, server.Site):
         state: dict[str, Any] = super().__getstate__()
         state["_keeper"] = None
         state["_listeners"] = []
+        del state["_withSessions"]  # made here, so pickle would not find it
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.requestFactory = _withSessions(self._requestFactory)
 
     def startFactory(self) -> None:
         """
