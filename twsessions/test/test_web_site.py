@@ -453,7 +453,7 @@ def test_secureAndPlainDoNotMix(world: World, policy: CookiePolicy) -> None:
     secure, plain = world.browser(site, secure=True), world.browser(site)
     visit(secure, use)
     visit(plain, use)
-    for mine, other, isSecure in ((secure, plain, False), (plain, secure, True)):
+    for mine, isSecure in ((secure, False), (plain, True)):
         uid = next(iter(mine.cookies.values())).encode()
         stranger = world.browser(site, secure=isSecure)
         stranger.setRawCookie(policy.nameFor(isSecure) + b"=" + uid)
