@@ -18,6 +18,7 @@ from twisted.application.service import Application
 from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
 from twisted.logger import Logger
+from twisted.web.pages import notFound
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
@@ -29,10 +30,13 @@ STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;margin:0;background:#f4f5f7;color:#1d2433}
 main{max-width:46rem;margin:0 auto;padding:1.5rem 1rem}
 h1{font-size:1.5rem;margin:.2rem 0 1rem}section{background:#fff;border-radius:10px;
-padding:1rem 1.2rem;margin:0 0 1rem;box-shadow:0 1px 3px #0002}h2{font-size:1.05rem;margin:0 0 .6rem}
-dl{display:grid;grid-template-columns:auto 1fr;gap:.2rem 1rem;margin:0}dt{color:#5b6475}dd{margin:0}
+padding:1rem 1.2rem;margin:0 0 1rem;box-shadow:0 1px 3px #0002}
+h2{font-size:1.05rem;margin:0 0 .6rem}
+dl{display:grid;grid-template-columns:auto 1fr;gap:.2rem 1rem;margin:0}
+dt{color:#5b6475}dd{margin:0}
 table{border-collapse:collapse;width:100%}td{padding:.3rem .5rem .3rem 0;
-border-top:1px solid #e6e8ec;overflow-wrap:anywhere}form{display:inline-flex;flex-wrap:wrap;gap:.5rem;margin:.2rem .4rem .2rem 0}
+border-top:1px solid #e6e8ec;overflow-wrap:anywhere}
+form{display:inline-flex;flex-wrap:wrap;gap:.5rem;margin:.2rem .4rem .2rem 0}
 input,select,button{font:inherit;padding:.3rem .6rem;border:1px solid #c5cad3;
 border-radius:6px;min-width:0}button{background:#2457d6;color:#fff;border-color:#2457d6;cursor:pointer}
 button.plain{background:#fff;color:#2457d6}.flash{background:#e5f5e8;border-left:4px solid #2c9a46}
@@ -214,7 +218,7 @@ root = Demo()
 for does in (store, timeout, login, rotate, logout):
     root.putChild({"store": b"set"}.get(does.__name__, does.__name__.encode()), Action(does))
 root.putChild(b"events", Events())
-root.putChild(b"favicon.ico", Resource())
+root.putChild(b"favicon.ico", notFound())
 
 site = SessionSite(root, store="sqlite:///" + os.environ.get("DEMO_DB", "twsessions-demo.db"))
 site.notifyOnExpire(hear)

@@ -325,3 +325,22 @@ def test_whatHasBeenPipelinedSeesTheFirst(stage: Stage) -> None:
         stage.store.resume()
     bodies = [part.split(b";")[0] for part in transport.value().split(b"x=")[1:]]
     assert bodies == [b"2", b"3", b"4"]
+
+
+def test_aStreamMayWaitForTheEndOfItsSession(stage: Stage) -> None:
+    answer(stage.ask(put))
+
+    def events(request: Any) -> int:
+        def ended() -> None:
+            request.write(b"it has ended")
+            request.finish()
+
+        request.getSession().notifyOnExpire(ended)
+        request.write(b"wait: ")
+        return server.NOT_DONE_YET
+
+    pending = stage.ask(events)
+    stage.clock.advance(899)
+    assert not pending.received.endswith(b"0\r\n\r\n")
+    stage.clock.pump([1, 1, 1])
+    assert answer(pending).body == b"wait: it has ended"

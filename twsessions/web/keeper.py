@@ -479,8 +479,10 @@ class StoreKeeper(Keeper):
         Whether a response has to wait for something of this session.
         """
         if session._ended is not None:
+            # Known by the store, it may still be calling back: one of the
+            # callbacks may be what finishes this response.
             rare = session._rare
-            return rare is None or not rare.finished
+            return rare is None or not rare.forgotten
         record = session._record
         if session._hasChanges() or (session._rare is not None and session._rare.commit):
             return True
