@@ -962,3 +962,200 @@ def test_goneIsRaisedToCodeThatCommitsByItself(world: World, browser: Browser) -
         result(here.commit())
     assert here.isExpired
     assert world.site.sessions == {}
+
+
+# HTTP/2
+
+
+class H2Client:
+    """
+    A client's end of one connection, in memory.
+    """
+
+    def __init__(self, world: World) -> None:
+        from h2.config import H2Configuration
+        from h2.connection import H2Connection as Client
+        from twisted.web._http2 import H2Connection
+
+        self.clock = world.clock
+        self.server = H2Connection(world.clock)
+        self.server.site = self.server.factory = world.site
+        self.server.requestFactory = world.site.requestFactory
+        self.server.timeOut = None
+        self.transport = StringTransport()
+        self.server.makeConnection(self.transport)
+        self.client = Client(H2Configuration(client_side=True))
+        self.client.initiate_connection()
+        self.events: dict[int, list[Any]] = {}
+        self.turn()
+
+    def turn(self) -> None:
+        for _ in range(6):
+            data = self.client.data_to_send()
+            if data:
+                self.server.dataReceived(data)
+            self.clock.advance(0)
+            received = self.transport.value()
+            self.transport.clear()
+            for event in self.client.receive_data(received):
+                stream = getattr(event, "stream_id", None)
+                if stream is not None:
+                    self.events.setdefault(stream, []).append(event)
+
+    def get(self, path: bytes, cookie: bytes) -> int:
+        stream = self.client.get_next_available_stream_id()
+        headers = [
+            (b":method", b"GET"),
+            (b":scheme", b"http"),
+            (b":authority", b"example.com"),
+            (b":path", path),
+            *((b"cookie", crumb) for crumb in cookie.split(b"; ") if crumb),
+        ]
+        self.client.send_headers(stream, headers, end_stream=True)
+        self.turn()
+        return int(stream)
+
+    def kinds(self, stream: int) -> list[str]:
+        self.turn()
+        return [type(event).__name__ for event in self.events.get(stream, [])]
+
+    def status(self, stream: int) -> bytes:
+        [headers] = [e.headers for e in self.events[stream] if hasattr(e, "headers")]
+        return dict(headers)[b":status"]
+
+    def body(self, stream: int) -> bytes:
+        return b"".join(getattr(e, "data", b"") for e in self.events[stream])
+
+
+def cookieOf(browser: Browser) -> bytes:
+    return "; ".join(f"{name}={value}" for name, value in browser.cookies.items()).encode()
+
+
+def test_http2Waits(world: World, browser: Browser) -> None:
+    """
+    Headers, data and the end of the stream; other streams of the connection
+    are answered meanwhile and share the session.
+    """
+    client = H2Client(world)
+
+    def render(request: Any) -> object:
+        if request.path == b"/static":
+            return b"static"
+        world.store.hang()
+        return body(request)
+
+    world.site.page.does = render
+    waiting = client.get(b"/", b"other=1; " + cookieOf(browser))
+    static = client.get(b"/static", b"")
+    assert client.kinds(waiting) == []
+    assert client.status(static) == b"200" and client.body(static) == b"static"
+    world.store.resume()
+    assert client.kinds(waiting)[-1] == "StreamEnded"
+    assert client.status(waiting) == b"200" and client.body(waiting) == b"done"
+    assert world.read(browser.jar) == 1
+
+
+def test_twoStreamsOfOneSessionShareIt(world: World, browser: Browser) -> None:
+    """
+    Both change it, neither loses what the other did.
+    """
+    client = H2Client(world)
+    requests: list[Any] = []
+
+    def render(request: Any) -> object:
+        request.getSession()[request.path.decode()] = 1
+        requests.append(request)
+        return NOT_DONE_YET
+
+    world.site.page.does = render
+    streams = [client.get(path, cookieOf(browser)) for path in (b"/a", b"/b")]
+    assert requests[0].getSession() is requests[1].getSession()
+    for request in requests:
+        request.finish()
+    for stream in streams:
+        assert client.kinds(stream)[-1] == "StreamEnded" and client.status(stream) == b"200"
+    assert world.read(browser.jar, "/a") == world.read(browser.jar, "/b") == 1
+    assert world.site.sessions == {}
+
+
+def test_anHttp2StreamThatCannotBeStoredIsReset(world: World, browser: Browser) -> None:
+    """
+    It must not look complete; the connection lives on.
+    """
+    client = H2Client(world)
+    requests: list[Any] = []
+
+    def render(request: Any) -> object:
+        if request.path == b"/static":
+            return b"static"
+        put(request, 1)
+        request.write(b"begin")
+        requests.append(request)
+        return NOT_DONE_YET
+
+    world.site.page.does = render
+    stream = client.get(b"/", cookieOf(browser))
+    assert client.kinds(stream)[-1] == "DataReceived"
+    put(requests[0], 2)
+    world.store.failNext("commit")
+    requests[0].finish()
+    assert client.kinds(stream)[-1] == "StreamReset"
+    static = client.get(b"/static", b"")
+    assert client.kinds(static)[-1] == "StreamEnded"
+    assert world.site.sessions == {}
+    assert world.read(browser.jar) == 1
+
+
+def test_anHttp2StreamThatTheClientResetsIsStored(world: World, browser: Browser) -> None:
+    """
+    While its commit is under way, and while its session loads.
+    """
+    client = H2Client(world)
+    rendered: list[int] = []
+
+    def render(request: Any) -> object:
+        rendered.append(1)
+        world.store.hang()
+        return body(request)
+
+    world.site.page.does = render
+    stream = client.get(b"/", cookieOf(browser))
+    client.client.reset_stream(stream)
+    client.turn()
+    world.store.resume()
+    client.turn()
+    assert world.site.sessions == {}
+    assert world.read(browser.jar) == 1
+    world.store.hang()
+    stream = client.get(b"/", cookieOf(browser))
+    client.client.reset_stream(stream)
+    client.turn()
+    world.store.resume()
+    client.turn()
+    assert rendered == [1] and world.site.sessions == {}
+
+
+# A login under the gate
+
+
+def test_theAnswerToALoginWaitsForWhomItPushesOut(world: World) -> None:
+    """
+    With C{maxSessionsPerPrincipal} the oldest session is dead when the client
+    of the newest one hears.
+    """
+    site = world.makeSite(maxSessionsPerPrincipal=1)
+    old, new = Browser(site), Browser(site)
+    world.visit(old, lambda r: r.getSession().login("alice") and b"")
+    world.clock.advance(1)
+    pending = held(world, new, lambda r: r.getSession().login("alice") and b"in")
+    while pending.received == b"":
+        assert world.store._held, "nothing is asked of the store, and nothing is answered"
+        answer, name, args = world.store._held.pop(0)
+        world.store._perform(name, args).chainDeferred(answer)
+    world.store._held.clear()
+    world.store.resume()
+    assert result(pending.response).body == b"in"
+    listed = result(world.makeSite().sessionsOf("alice"))
+    assert len(listed) == 1
+    old.close()
+    new.close()

@@ -621,14 +621,46 @@ class StoreKeeper(Keeper):
         if most is None:
             return stored
 
+        rare = session._more()
+        rare.evicting = waiting = []
+
         async def evict() -> None:
-            await stored
-            records = await self.link.sessionsOf(principal)
-            for record in records[: max(0, len(records) - most)]:
-                if session._record is None or record.seed != session._record.seed:
-                    await self._endRecord(record, "evicted")
+            try:
+                await stored
+                try:
+                    await self._evict(session, principal, most)
+                except StoreError as error:
+                    # The login itself is stored; the next one makes good for it.
+                    self._log.warn(
+                        "{session}: older sessions could not be ended: {error}",
+                        session=repr(session),
+                        error=error,
+                    )
+            finally:
+                if rare.evicting is waiting:
+                    rare.evicting = None
+                for waiter in waiting:
+                    waiter.callback(None)
 
         return Deferred.fromCoroutine(evict())
+
+    async def _evict(self, session: Session, principal: str, most: int) -> None:
+        records = await self.link.sessionsOf(principal)
+        for record in records[: max(0, len(records) - most)]:
+            if session._record is None or record.seed != session._record.seed:
+                await self._endRecord(record, "evicted")
+
+    def evicting(self, session: Session) -> Deferred[None] | None:
+        """
+        What a response has to wait for beside the commit: that the sessions
+        which a login pushes out have ended.
+        """
+        rare = session._rare
+        if rare is None or rare.evicting is None:
+            return None
+        waiter: Deferred[None] = Deferred()
+        rare.evicting.append(waiter)
+        return waiter
 
     # -- ending ---------------------------------------------------------------
 

@@ -454,6 +454,9 @@ class Exchange:
                     session.sleep(self.request)
                 except Exception:
                     waits.append(fail())
+            evicting = keeper.evicting(session)
+            if evicting is not None:
+                waits.append(evicting)
             losses = 0 if session._rare is None else session._rare.losses
             if losses != slot.losses:
                 slot.losses = losses

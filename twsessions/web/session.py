@@ -50,6 +50,7 @@ class _Rare:
         "callbacks",
         "commit",
         "ending",
+        "evicting",
         "finished",
         "forgotten",
         "idle",
@@ -69,6 +70,7 @@ class _Rare:
         self.commit: Deferred[None] | None = None  # under way
         self.waiting: list[Deferred[None]] = []  # for the commit, or the end, under way
         self.ending = False  # the store is being told of the end
+        self.evicting: list[Deferred[None]] | None = None  # who waits, while a login does so
         self.forgotten = False  # the store has been told
         self.finished = False  # has ended, and callbacks were called
         self.losses = 0  # commits that failed, and dropped what anybody had changed
