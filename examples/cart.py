@@ -6,6 +6,7 @@ http://127.0.0.1:8080/?add=book . The cart is a plain dataclass; it is stored wi
 the session and survives a restart.
 """
 
+import os
 from dataclasses import dataclass, field
 
 from twisted.application.internet import StreamServerEndpointService
@@ -43,5 +44,5 @@ class Shop(Resource):
 
 application = Application("cart")
 site = SessionSite(Shop(), store="sqlite:///cart.db")
-endpoint = serverFromString(reactor, "tcp:8080:interface=127.0.0.1")
+endpoint = serverFromString(reactor, f"tcp:{os.environ.get('PORT', 8080)}:interface=127.0.0.1")
 StreamServerEndpointService(endpoint, site).setServiceParent(application)

@@ -4,8 +4,7 @@ The demo: a session to look at, and to kill.
 Run it with C{make demo} or C{twistd -ny examples/demo.py} and visit
 http://127.0.0.1:8080/ . Store values, kill the process with SIGKILL, start it
 again: they are there. Choose a short timeout and watch the session end.
-DEMO_PORT and DEMO_DB in the environment say where it listens and what it
-keeps its sessions in.
+PORT in the environment says where else it is to listen.
 """
 
 import hmac
@@ -220,10 +219,10 @@ for does in (store, timeout, login, rotate, logout):
 root.putChild(b"events", Events())
 root.putChild(b"favicon.ico", notFound())
 
-site = SessionSite(root, store="sqlite:///" + os.environ.get("DEMO_DB", "twsessions-demo.db"))
+site = SessionSite(root, store="sqlite:///twsessions-demo.db")
 site.notifyOnExpire(hear)
 
 application = Application("demo")
-port = int(os.environ.get("DEMO_PORT", "8080"))
+port = os.environ.get("PORT", 8080)
 endpoint = serverFromString(reactor, f"tcp:{port}:interface=127.0.0.1")
 StreamServerEndpointService(endpoint, site).setServiceParent(application)

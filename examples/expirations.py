@@ -6,6 +6,8 @@ http://127.0.0.1:8080/ . Keep visiting and the session stays; stop for five
 seconds and it ends. The site is a stock L{twisted.web.server.Site}.
 """
 
+import os
+
 from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import Application
 from twisted.internet import reactor
@@ -41,5 +43,5 @@ site = Site(ExpirationLogger())
 site.sessionFactory = ShortSession
 
 application = Application("expirations")
-endpoint = serverFromString(reactor, "tcp:8080:interface=127.0.0.1")
+endpoint = serverFromString(reactor, f"tcp:{os.environ.get('PORT', 8080)}:interface=127.0.0.1")
 StreamServerEndpointService(endpoint, site).setServiceParent(application)

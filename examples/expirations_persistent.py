@@ -6,6 +6,8 @@ http://127.0.0.1:8080/ , stop it (kill -9 will do) and start it again: the visit
 go on. What fell due while it was down is printed when it is back.
 """
 
+import os
+
 from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import Application
 from twisted.internet import reactor
@@ -46,5 +48,5 @@ site.sessionFactory = ShortSession
 site.notifyOnExpire(ended)
 
 application = Application("expirations")
-endpoint = serverFromString(reactor, "tcp:8080:interface=127.0.0.1")
+endpoint = serverFromString(reactor, f"tcp:{os.environ.get('PORT', 8080)}:interface=127.0.0.1")
 StreamServerEndpointService(endpoint, site).setServiceParent(application)

@@ -5,6 +5,7 @@ Run it with C{twistd -ny examples/klein_login.py} and visit
 http://127.0.0.1:8080/ .
 """
 
+import os
 from html import escape
 
 from klein import Klein
@@ -50,5 +51,5 @@ def logout(request):
 
 application = Application("klein_login")
 site = Site(SessionResource(app.resource(), store="sqlite:///klein_login.db"))
-endpoint = serverFromString(reactor, "tcp:8080:interface=127.0.0.1")
+endpoint = serverFromString(reactor, f"tcp:{os.environ.get('PORT', 8080)}:interface=127.0.0.1")
 StreamServerEndpointService(endpoint, site).setServiceParent(application)

@@ -13,8 +13,8 @@ from typing import Any
 
 import attr
 import pytest
-from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.spread import jelly
@@ -25,7 +25,9 @@ from zope.interface import Attribute, Interface
 
 from twsessions import CookiePolicy, Session, SessionSite, registerComponent
 from twsessions.errors import LeaseTimeout, TooLateForSession
+from twsessions.stores.memory import MemoryStore
 from twsessions.testing.browser import Browser, Response
+from twsessions.testing.faulty import FaultyStore
 
 Does = Callable[[Any], object]
 KNOWN = b"twsession"
@@ -47,12 +49,33 @@ class Page(Resource):
         return repr(result).encode()
 
 
+class SlowStore(FaultyStore):
+    """
+    Does nothing before the reactor has had a turn.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(MemoryStore(clock.seconds))
+        self.clock = clock
+
+    def _ask(self, operation: str, *args: Any) -> Deferred[Any]:
+        if operation == "close":
+            return succeed(None)
+        return deferLater(self.clock, 0, super()._ask, operation, *args)
+
+
+_clocks: list[Clock] = []
+
+
 def result(deferred: Deferred[Any]) -> Any:
     """
-    What is there already.
+    What comes without any time going by.
     """
     results: list[Any] = []
     deferred.addBoth(results.append)
+    for _ in range(50):
+        if not results:
+            _clocks[-1].advance(0)
     assert results, "nothing has come"
     if isinstance(results[0], Failure):
         results[0].raiseException()
@@ -65,9 +88,10 @@ class World:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
         self.clock = Clock()
         self.clock.advance(1_000_000)
+        _clocks[:] = [self.clock]
+        self.url: Any = SlowStore(self.clock) if url == "slow" else url
         self.sites: list[Any] = []
         self.browsers: list[Browser] = []
 
@@ -90,7 +114,16 @@ class World:
             browser.close()
         for site in self.sites:
             site.doStop()
+        self.settle()
         assert self.clock.getDelayedCalls() == []
+
+    def settle(self) -> None:
+        """
+        Let a store that is not the sites' own do what it was asked for.
+        """
+        if isinstance(self.url, SlowStore):
+            self.clock.pump([0.0] * 20)
+            self.clock.advance(5)
 
 
 def visit(browser: Browser, does: Does, path: str = "/") -> Response:
@@ -113,16 +146,16 @@ def cookieOf(browser: Browser) -> bytes:
     return "; ".join(f"{name}={value}" for name, value in browser.cookies.items()).encode()
 
 
-@pytest.fixture(params=["memory:", "sqlite"])
+@pytest.fixture(params=["memory:", "sqlite", "slow"])
 def world(request: Any, tmp_path: Path) -> Iterator[World]:
     it = World(f"sqlite:///{tmp_path}/s.db" if request.param == "sqlite" else request.param)
     yield it
     it.stop()
 
 
-@pytest.fixture
-def shared(tmp_path: Path) -> Iterator[World]:
-    it = World(f"sqlite:///{tmp_path}/s.db")
+@pytest.fixture(params=["sqlite", "slow"])
+def shared(request: Any, tmp_path: Path) -> Iterator[World]:
+    it = World(f"sqlite:///{tmp_path}/s.db" if request.param == "sqlite" else request.param)
     yield it
     it.stop()
 
