@@ -622,7 +622,7 @@ class StoreKeeper(Keeper):
             return stored
 
         rare = session._more()
-        rare.evicting = waiting = []
+        rare.evicting = waiting: list[Deferred[Any]] = []
 
         async def evict() -> None:
             try:
