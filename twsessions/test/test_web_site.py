@@ -1118,7 +1118,8 @@ def test_aSiteCanBePickled(world: World, factory: Any) -> None:
     """
     As Twisted's on a Clock; its sessions stay behind.
     """
-    site = SessionSite(Resource(), factory, reactor=Clock(), store=world.url)
+    url = world.url if isinstance(world.url, str) else "memory:"
+    site = SessionSite(Resource(), factory, reactor=Clock(), store=url)
     site.doStart()
     site.makeSession()
     site.notifyOnExpire(lambda end: None)

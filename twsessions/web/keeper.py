@@ -622,7 +622,8 @@ class StoreKeeper(Keeper):
             return stored
 
         rare = session._more()
-        rare.evicting = waiting: list[Deferred[Any]] = []
+        waiting: list[Deferred[None]] = []
+        rare.evicting = waiting
 
         async def evict() -> None:
             try:
