@@ -792,6 +792,47 @@ def test_logoutWhileACommitIsUnderWayIsStoredBeforeTheAnswer(
     assert jar and browser.cookies == {}
 
 
+def test_anEndThatFollowsACommitIsStored(world: World, browser: Browser) -> None:
+    """
+    Outside a request, where nothing else sees to it.
+    """
+    session = result(world.site.loadSession(next(iter(browser.cookies.values())).encode()))
+    session["k"] = 1
+    world.store.hang()
+    committed, ended = session.commit(), session.expire()
+    again = session.expire()
+    world.store.resume()
+    for deferred in (committed, ended, again):
+        assert result(deferred) is None
+    assert world.read(browser.jar) is None
+
+
+def test_aRequestWithTheOldIdDuringARotationSharesIt(world: World, browser: Browser) -> None:
+    """
+    It came before the rotation was stored; it goes on with the new id.
+    """
+    requests: list[Any] = []
+
+    def rotate(request: Any) -> object:
+        request.getSession().rotate()
+        requests.append(request)
+        return NOT_DONE_YET
+
+    def write(request: Any) -> object:
+        put(request, "written")
+        requests.append(request)
+        return NOT_DONE_YET
+
+    other = Browser(world.site, jar=browser.jar)
+    first = world.start(browser, rotate)
+    second = world.start(other, write)
+    for request in requests:
+        request.finish()
+    assert result(first.response).code == result(second.response).code == 200
+    assert world.read(browser.jar) == "written"
+    other.close()
+
+
 def test_logoutAndANewSessionInOneRequestWaitForBoth(world: World, browser: Browser) -> None:
     """
     The old one's end is as much a part of the answer as the new one.
@@ -799,6 +840,7 @@ def test_logoutAndANewSessionInOneRequestWaitForBoth(world: World, browser: Brow
     old = "; ".join(f"{name}={value}" for name, value in browser.cookies.items()).encode()
 
     def switch(request: Any) -> bytes:
+        world.store.failNext("commit")  # the end has to be sent again
         request.getSession().logout()
         request.getSession()["k"] = "new"
         return b"switched"

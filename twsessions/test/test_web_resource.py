@@ -234,11 +234,13 @@ def test_theStoreIsWaitedFor(browsers: list[Browser]) -> None:
     assert world.get(browser, does=cut).code == 500
     assert world.get(browser).body == b"3"
     # Gone while it loads.
+    del rendered[:]
+    world.page.does = lambda r: rendered.append(1) or count(r)
     store.hang()
     pending = browser.start("GET", "/")
     pending.disconnect()
     store.resume()
-    assert resource.sessions == {}
+    assert resource.sessions == {} and rendered == []
     assert world.get(browser).body == b"4"
 
 

@@ -254,6 +254,42 @@ def test_oneSetCookieWhateverHappens(world: World) -> None:
     assert len(result(world.sites[0].sessionsOf("alice"))) == 1
 
 
+def test_aCookieOfOurNameIsOurs(world: World) -> None:
+    """
+    A page that sets one itself does not make it two.
+    """
+
+    def meddle(request: Any) -> bytes:
+        request.addCookie(b"twsession", b"x")
+        request.addCookie(b"twsession2", b"y")
+        return use(request)
+
+    lines = visit(world.browser(), meddle).setCookies
+    assert [line[:12] for line in lines] == [b"twsession2=y", lines[1][:12]]
+    assert len(lines) == 2 and lines[1].startswith(b"twsession=") and len(lines[1]) > 70
+
+
+def test_tooLargeHarmsNoLaterRequest(world: World) -> None:
+    """
+    Neither where the session stays in memory for other reasons.
+    """
+    browser = world.browser()
+
+    def pinned(request: Any) -> bytes:
+        request.getSession().here = object()
+        return use(request)
+
+    def much(request: Any) -> bytes:
+        request.getSession().update({f"big{n}": "x" * 9000 for n in range(9)})
+        return b""
+
+    visit(browser, pinned)
+    assert visit(browser, much).code == 500
+    assert visit(browser, lambda r: sorted(r.getSession())).body == b"['k']"
+    assert visit(browser, lambda r: r.getSession().update(k="w") or b"").code == 200
+    assert visit(browser, show).body == b"w"
+
+
 def test_maxAgeIsRenewedWithEachUse(world: World) -> None:
     """
     Or the browser would drop the cookie of a session that lives.
@@ -858,6 +894,31 @@ def test_componentsOfTwoProcessesMerge(shared: World) -> None:
     assert tell.body == b"(['one', 'two'], 5)"
 
 
+def test_aLiveComponentFollowsTheOtherProcess(shared: World) -> None:
+    """
+    A request under way keeps the session, and its component, in memory.
+    """
+    one = shared.browser(shared.site())
+    two = shared.browser(shared.site(), jar=one.jar)
+    visit(one, lambda r: ICart(r.getSession()).items.append("one") or b"")
+    requests: list[Any] = []
+
+    def stay(request: Any) -> object:
+        assert ICart(request.getSession()).items == ["one"]
+        requests.append(request)
+        return NOT_DONE_YET
+
+    one.site.page.does = stay  # type: ignore[attr-defined]
+    pending = one.start("GET", "/")
+    shared.clock.pump([0.0] * 5)
+    visit(two, lambda r: ICart(r.getSession()).items.append("two") or b"")
+    also = shared.browser(one.site, jar=one.jar)
+    assert visit(also, lambda r: ICart(r.getSession()).items).body == b"['one', 'two']"
+    assert ICart(requests[0].getSession()).items == ["one", "two"]
+    requests[0].finish()
+    result(pending.response)
+
+
 def test_aComponentThatIsOnlyReadIsNotStored(world: World) -> None:
     """
     Looking costs no write, once it is there.
@@ -971,6 +1032,21 @@ def test_thereIsALimitOfSessionsPerPrincipal(world: World) -> None:
         world.clock.advance(1)
     principals = [visit(b, lambda r: r.getSession().principal).body for b in browsers]
     assert principals == [b"None", b"None", b"'alice'", b"'alice'"]
+
+
+def test_whoLogsInIsNotPushedOut(shared: World) -> None:
+    """
+    Though their session is the oldest: others make room, all that are too many.
+    """
+    free, limited = shared.site(), shared.site(maxSessionsPerPrincipal=2)
+    browsers = [shared.browser(free) for _ in range(4)]
+    for browser in browsers:
+        visit(browser, lambda r: r.getSession().login("alice") and b"")
+        shared.clock.advance(1)
+    oldest = shared.browser(limited, jar=browsers[0].jar)
+    visit(oldest, lambda r: r.getSession().login("alice") and b"")
+    principals = [visit(b, lambda r: r.getSession().principal).body for b in browsers]
+    assert principals == [b"'alice'", b"None", b"None", b"'alice'"]
 
 
 # Outside requests

@@ -647,9 +647,10 @@ class StoreKeeper(Keeper):
 
     async def _evict(self, session: Session, principal: str, most: int) -> None:
         records = await self.link.sessionsOf(principal)
-        for record in records[: max(0, len(records) - most)]:
-            if session._record is None or record.seed != session._record.seed:
-                await self._endRecord(record, "evicted")
+        own = handleOf(session._ownSeed())
+        others = [record for record in records if record.handle != own]
+        for record in others[: max(0, len(others) + 1 - most)]:
+            await self._endRecord(record, "evicted")
 
     def evicting(self, session: Session) -> Deferred[None] | None:
         """
