@@ -46,6 +46,9 @@ bench: $(VENV)/$(STAMP)
 
 docs: $(VENV)-docs/$(STAMP)
 	$(VENV)-docs/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(VENV)-docs/bin/python -m pydoctor --project-name=twsessions --docformat=epytext \
+		--privacy='HIDDEN:twsessions.test' --privacy='HIDDEN:twsessions.test.**' \
+		--html-output=docs/_build/html/api --quiet twsessions
 
 lint: $(VENV)-lint/$(STAMP)
 	@status=0; set -x; \

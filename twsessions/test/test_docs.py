@@ -1,0 +1,104 @@
+"""
+What the documentation shows works, and what it states is so.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from twisted.internet.task import Clock
+
+import twsessions
+from twsessions import SessionSite
+from twsessions.testing import Browser
+from twsessions.web.settings import Settings
+
+ROOT = Path(twsessions.__file__).parents[1]
+PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
+SNIPPET = re.compile(r"^\.\. code-block:: python\n\n((?:(?: +.*)?\n)+)", re.M)
+
+
+def snippets(page: Path) -> list[str]:
+    return [dedent(found) for found in SNIPPET.findall(page.read_text())]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippetsCompile(page: Path) -> None:
+    for snippet in snippets(page):
+        compile(snippet, str(page), "exec")
+
+
+def test_thereAreSnippets() -> None:
+    assert sum(len(snippets(page)) for page in PAGES) > 10
+
+
+def test_theTutorialCounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    program, shorter, ended = snippets(ROOT / "docs/tutorial/index.rst")[:3]
+    names: dict[str, object] = {}
+    exec(program.split("application =")[0], names)
+    clock, printed = Clock(), []
+    jar = None
+    for visit in range(1, 4):
+        names["print"] = lambda *words: printed.append(words)
+        site = SessionSite(names["Counter"](), store="sqlite:///counter.db", reactor=clock)
+        names["site"] = site
+        exec(shorter, names)
+        exec(ended, names)
+        browser = Browser(site, jar=jar)
+        jar = browser.jar
+        bodies: list[bytes] = []
+        browser.get("/").addCallback(lambda response, to=bodies: to.append(response.body))
+        assert bodies == [b"visits: %d" % visit]
+        browser.close()
+    clock.advance(60)
+    site = names["site"] = SessionSite(
+        names["Counter"](), store="sqlite:///counter.db", reactor=clock
+    )
+    exec(ended, names)
+    clock.pump([1, 1, 1])
+    assert printed == [("idle", 3)]
+
+
+def test_theReadmeIsEnough(tmp_path: Path) -> None:
+    snippet = snippets(ROOT / "README.rst")[0]
+    snippet = snippet.replace("sqlite:///sessions.db", f"sqlite:///{tmp_path}/sessions.db")
+    from twisted.web.resource import Resource
+
+    class Root(Resource):
+        isLeaf = True
+
+        def render_GET(self, request: object) -> bytes:
+            names = {"request": request}
+            exec(snippet.split("resource:\n")[1], names)
+            return b"%d" % names["session"]["visits"]
+
+    names: dict[str, object] = {"root": Root()}
+    jar, seen = None, []
+    for _ in range(2):
+        exec(snippet.split("#")[0], names)
+        site = names["site"]
+        site.reactor = Clock()  # type: ignore[attr-defined]
+        browser = Browser(site, jar=jar)
+        jar = browser.jar
+        browser.get("/").addCallback(lambda response: seen.append(response.body))
+        browser.close()
+    assert seen == [b"1", b"2"]
+
+
+def test_theSettingsAreTheCodes() -> None:
+    text = (ROOT / "docs/reference/settings.rst").read_text()
+    shown = dict(re.findall(r"^``(\w+)`` +``(.+?)``  ", text, re.M))
+    settings = Settings()
+    for name in Settings.__dataclass_fields__:
+        assert shown[name] == repr(getattr(settings, name)), name
+    assert shown["store"] == '"memory:"'
+
+
+def test_thePromisesOfTheReadmeAreDocumented() -> None:
+    promises = (ROOT / "docs/reference/promises.rst").read_text()
+    for words in ("Saved means saved", "Gone means gone"):
+        assert words in promises and words in (ROOT / "README.rst").read_text()
