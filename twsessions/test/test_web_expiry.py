@@ -351,8 +351,9 @@ def test_theSessionsOwnCallbackAtItsEnd(world: World) -> None:
     visit(browser, use)
     visit(
         browser,
-        lambda r: r.getSession().notifyOnExpire(lambda: heard.append(world.clock.seconds()))
-        and b"",
+        lambda r: (
+            r.getSession().notifyOnExpire(lambda: heard.append(world.clock.seconds())) and b""
+        ),
     )
     last = world.clock.seconds()
     world.wait(IDLE - 1)
@@ -442,9 +443,7 @@ def test_endsAreHeardAfterARestart(shared: World) -> None:
         assert end.ended == pytest.approx(end.created + IDLE)
 
 
-@pytest.mark.parametrize(
-    "reason", ["idle", "absolute", "logout", "evicted", "revoked"]
-)
+@pytest.mark.parametrize("reason", ["idle", "absolute", "logout", "evicted", "revoked"])
 def test_theReasonIsTold(world: World, reason: str) -> None:
     """
     For each way to end.
@@ -736,9 +735,7 @@ def test_aStoreWithoutEventsSaysSoAtTheRegistration(world: World) -> None:
     class Forgetful(MemoryStore):
         capabilities = frozenset()
 
-    site: Any = SessionSite(
-        Page(), reactor=world.clock, store=Forgetful(world.clock.seconds)
-    )
+    site: Any = SessionSite(Page(), reactor=world.clock, store=Forgetful(world.clock.seconds))
     with pytest.raises(NotSupported):
         site.notifyOnExpire(lambda end: None)
 

@@ -129,6 +129,7 @@ def held(world: World, browser: Browser, does: Does, method: str = "GET") -> Pen
     """
     A request that renders with the store held: it may see no answer yet.
     """
+
     def rendered(request: Any) -> object:
         world.store.hang()
         return does(request)
@@ -368,9 +369,7 @@ def test_aStreamStoresItsLaterChangesBeforeItsEnd(world: World, browser: Browser
     assert world.read(browser.jar) == 2
 
 
-def test_aPullProducerIsNotPulledBeforeTheStoreHasAnswered(
-    world: World, browser: Browser
-) -> None:
+def test_aPullProducerIsNotPulledBeforeTheStoreHasAnswered(world: World, browser: Browser) -> None:
     """
     Nor a push producer registered.
     """
@@ -594,6 +593,7 @@ def test_storeDownAtTheCommit(world: World, browser: Browser, does: Does, how: s
     """
     500 and nothing of the page; the old value stands and the session works on.
     """
+
     def rendered(request: Any) -> object:
         if how == "hung":
             world.store.hang()

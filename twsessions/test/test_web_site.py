@@ -919,6 +919,36 @@ def test_aLiveComponentFollowsTheOtherProcess(shared: World) -> None:
     result(pending.response)
 
 
+def test_aChangedComponentIsNotOverwrittenByALoad(shared: World) -> None:
+    """
+    Another request of the same session comes before the change is stored, and
+    another while it is being stored.
+    """
+    one = shared.browser(shared.site())
+    visit(one, lambda r: setattr(r.getSession(IVisits), "count", 1) or b"")
+    requests: list[Any] = []
+
+    def add(request: Any) -> object:
+        request.getSession(IVisits).count += 1
+        requests.append(request)
+        return NOT_DONE_YET
+
+    one.site.page.does = add  # type: ignore[attr-defined]
+    pending = one.start("GET", "/")
+    shared.clock.pump([0.0] * 5)
+    also = shared.browser(one.site, jar=one.jar)
+    assert visit(also, lambda r: [r.getSession(IVisits).count]).body == b"[2]"
+    visits = requests[0].getSession(IVisits)
+    requests[0].finish()
+    if pending.received == b"":  # it is being stored just now
+        visits.count = 9
+    result(pending.response)
+    last = visit(also, lambda r: [r.getSession(IVisits).count]).body
+    assert last == b"[%d]" % visits.count
+    other = shared.browser(shared.site(), jar=one.jar)
+    assert visit(other, lambda r: [r.getSession(IVisits).count]).body == last
+
+
 def test_aComponentThatIsOnlyReadIsNotStored(world: World) -> None:
     """
     Looking costs no write, once it is there.
@@ -1007,8 +1037,9 @@ def test_expireAllButOne(world: World) -> None:
     counts: list[Any] = []
     visit(
         browsers[0],
-        lambda r: site.expireSessionsOf("alice", keep=r.getSession()).addCallback(counts.append)
-        and b"",
+        lambda r: (
+            site.expireSessionsOf("alice", keep=r.getSession()).addCallback(counts.append) and b""
+        ),
     )
     assert counts == [3] and sorted(heard) == [1, 2, 3]
     assert visit(browsers[0], lambda r: r.getSession().principal).body == b"'alice'"

@@ -542,10 +542,18 @@ class Session(server.Session, MutableMapping[str, Any]):
 
     def _renew(self, record: Record) -> None:
         if self._data is not None:
+            self._noteComponents()
             self._data.refresh(record.fields)
             cache = self._cache()
             if cache:
                 refresh(self, cache)
+
+    def _noteComponents(self) -> None:
+        # Before values are brought up to date: what was changed here stays.
+        try:
+            self._sync()
+        except (TypeError, SessionTooLarge):
+            pass  # the commit will say so
 
     def _cache(self) -> dict[str, object] | None:
         try:
@@ -634,6 +642,7 @@ class Session(server.Session, MutableMapping[str, Any]):
         self._seed = None
         data = self._data
         if data is not None:
+            self._noteComponents()
             data.accept(dict(change.set), change.remove)
             self._renew(record)
 
