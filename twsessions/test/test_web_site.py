@@ -639,6 +639,36 @@ def test_rotateKeepsTheDataAndKillsTheOldId(world: World) -> None:
             world.sites[0].getSession(uid)
 
 
+def test_rotationAfterTheHeadersIsAnError(world: World) -> None:
+    """
+    The client would be left with a dead id; as it is, its session lives on.
+    """
+    refused: list[str] = []
+
+    def late(request: Any) -> object:
+        session = request.getSession()
+        uid = session.uid
+        session["k"] = "v"
+        request.write(b"begun")
+        for act in (session.rotate, lambda: session.login("alice")):
+            try:
+                act()
+            except TooLateForSession:
+                refused.append(session.uid.decode())
+        assert session.principal is None
+        request.finish()
+        assert set(refused) == {uid.decode()}
+        return NOT_DONE_YET
+
+    browser = world.browser()
+    visit(browser, use)
+    if not isinstance(world.url, str):
+        return  # nothing is written before its store has had a turn
+    assert visit(browser, late).body == b"begun"
+    assert len(refused) == 2
+    assert visit(browser, show).body == b"v"
+
+
 def test_loginRotatesAndBinds(world: World) -> None:
     """
     The token changes with it, and with nothing else.

@@ -32,6 +32,7 @@ from twsessions.errors import (
     SessionGone,
     SessionTooLarge,
     StoreError,
+    TooLateForSession,
 )
 from twsessions.web.alarm import SLICE, Alarm
 from twsessions.web.exclusive import Exclusive
@@ -586,6 +587,12 @@ class StoreKeeper(Keeper):
     # -- ids ------------------------------------------------------------------
 
     def rotate(self, session: Session) -> bytes:
+        exchange = session._exchange
+        if exchange is not None and session._users == 1 and exchange.request.startedWriting:
+            raise TooLateForSession(
+                "the response's headers have left, so the new id cannot be sent any more:"
+                " rotate() and login() come before the first write()"
+            )
         old, new = session.uid, makeUid(self.entropy)
         if self.sessions.get(old) is session:
             del self.sessions[old]

@@ -231,6 +231,24 @@ class _Slot:
         self.gone: Session | None = None  # the session, when the client has gone
 
 
+def _isIdle(slot: _Slot) -> bool:
+    """
+    Whether there cannot be anything to store, seen at a glance.
+    """
+    session = slot.session
+    return (
+        session is not None
+        and session._data is None
+        and session._rare is None
+        and session._ended is None
+        and session._record is None
+        and session._keeper.lookUpIsUse is False
+        and slot.losses == 0
+        and not session._hasComponents
+        and session._keeper.local  # type: ignore[attr-defined]
+    )
+
+
 class Exchange:
     """
     One request's dealings with its sessions.
@@ -318,7 +336,8 @@ class Exchange:
         Whether the request counts as secure. (A virtual host monster may change
         the answer during traversal.)
         """
-        return self.policy.isSecureFor(self.request.isSecure())
+        policy = self.policy
+        return policy.secure if policy.secure != "auto" else self.request.isSecure()
 
     def session(self, secure: bool) -> Session | None:
         """
@@ -367,6 +386,10 @@ class Exchange:
             session = self.keeper.make(secure, live=self.owner.settings.createOn == "access")
         slot.session = session
         slot.losses = 0 if session._rare is None else session._rare.losses
+        for uid, loaded in list((self._loaded or {}).items()):
+            if loaded is session:  # held for this; now it is the slot that holds it
+                del self._loaded[uid]  # type: ignore[union-attr]
+                session._users -= 1
         session._users += 1
         session._exchange = self
         session._requests += 1
@@ -439,6 +462,8 @@ class Exchange:
         What has to be waited for, if anything.
         """
         keeper = self.keeper
+        if self._slept and not self._past and all(map(_isIdle, self._slots)):
+            return None
         waits: list[Deferred[Any]] = []
         for session in self._past:
             if keeper.needsCommit(session):

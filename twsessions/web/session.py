@@ -427,6 +427,7 @@ class Session(server.Session, MutableMapping[str, Any]):
         @return: the new id.
         @raise NeedsSessionSite: a stock Site would not send the new cookie.
         @raise SessionGone: it has ended.
+        @raise TooLateForSession: the response's headers have left.
         """
         if self._ended is not None:
             raise SessionGone("the session has ended; its id cannot be changed")
