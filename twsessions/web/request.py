@@ -231,24 +231,6 @@ class _Slot:
         self.gone: Session | None = None  # the session, when the client has gone
 
 
-def _isIdle(slot: _Slot) -> bool:
-    """
-    Whether there cannot be anything to store, seen at a glance.
-    """
-    session = slot.session
-    return (
-        session is not None
-        and session._data is None
-        and session._rare is None
-        and session._ended is None
-        and session._record is None
-        and session._keeper.lookUpIsUse is False
-        and slot.losses == 0
-        and not session._hasComponents
-        and session._keeper.local  # type: ignore[attr-defined]
-    )
-
-
 class Exchange:
     """
     One request's dealings with its sessions.
@@ -462,8 +444,6 @@ class Exchange:
         What has to be waited for, if anything.
         """
         keeper = self.keeper
-        if self._slept and not self._past and all(map(_isIdle, self._slots)):
-            return None
         waits: list[Deferred[Any]] = []
         for session in self._past:
             if keeper.needsCommit(session):

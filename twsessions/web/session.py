@@ -103,6 +103,7 @@ class Session(server.Session, MutableMapping[str, Any]):
         "_data",
         "_ended",
         "_exchange",
+        "_hasComponents",
         "_keeper",
         "_rare",
         "_record",
@@ -145,6 +146,7 @@ class Session(server.Session, MutableMapping[str, Any]):
         self._users = 0
         self._requests = 0
         self._exchange: Exchange | None = None
+        self._hasComponents = False
         self.isNew = True
         self.secure = False
         self.queued: float | None = None
@@ -153,6 +155,8 @@ class Session(server.Session, MutableMapping[str, Any]):
         if name == "_adapterCache" or name == "sessionNamespaces":
             value: dict[str, Any] = {}
             setattr(self, name, value)
+            if name == "_adapterCache":
+                self._hasComponents = True
             return value
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -557,11 +561,7 @@ class Session(server.Session, MutableMapping[str, Any]):
             pass  # the commit will say so
 
     def _cache(self) -> dict[str, object] | None:
-        try:
-            cache: dict[str, object] = object.__getattribute__(self, "_adapterCache")
-        except AttributeError:
-            return None
-        return cache
+        return self._adapterCache if self._hasComponents else None
 
     def _sync(self) -> None:
         cache = self._cache()
@@ -569,6 +569,8 @@ class Session(server.Session, MutableMapping[str, Any]):
             sync(self, cache)
 
     def _hasChanges(self) -> bool:
+        if self._data is None and self._rare is None and not self._hasComponents:
+            return False  # seen at a glance, as most are
         self._sync()
         data = self._data
         if data is not None and data.isDirty:
