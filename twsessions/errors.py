@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
+    "Conflict",
     "CorruptRecord",
     "IdCollision",
     "LeaseTimeout",
@@ -95,6 +96,12 @@ class StoreUnavailable(StoreError):
     """
     The store could not be reached, did not answer in time, or refused for a
     reason outside the session: a full disk, a missing permission.
+    """
+
+
+class Conflict(StoreError):
+    """
+    A change that was to apply to certain values only found others.
     """
 
 

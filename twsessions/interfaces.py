@@ -19,7 +19,7 @@ Common to all operations:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EVENTS",
     "EXCLUSIVE",
+    "HINTS",
     "ITERATE",
     "LOCAL",
     "PRINCIPALS",
@@ -52,6 +53,9 @@ PRINCIPALS = "principals"
 
 EXCLUSIVE = "exclusive"
 """Capability: leases (acquire, release)."""
+
+HINTS = "hints"
+"""Capability: what other processes ended is told of soon (watch)."""
 
 ITERATE = "iterate"
 """Capability: all sessions can be walked through (iterate)."""
@@ -166,7 +170,9 @@ class ISessionStore(Interface):
             now (for C{end}: the last state), or the error that refused it:
             L{SessionGone<twsessions.errors.SessionGone>} (nothing living under
             that key; for C{end} this is success as well),
-            L{IdCollision<twsessions.errors.IdCollision>}.
+            L{IdCollision<twsessions.errors.IdCollision>}, or
+            L{Conflict<twsessions.errors.Conflict>} (a field is not what
+            C{expect} says). A refused change has changed nothing.
         """
 
     def sweep(limit: int) -> Deferred[Swept]:
@@ -236,6 +242,21 @@ class ISessionStore(Interface):
         Give a lease back; nothing happens if C{holder} does not have it.
 
         @raise NotSupported: no L{EXCLUSIVE}.
+        """
+
+    def watch(heard: Callable[[Sequence[bytes] | None], None]) -> Deferred[None]:
+        """
+        Be told of sessions that have ended, in any process.
+
+        Only a hint: it mostly comes within a second, it may come twice or not
+        at all, and the store has to be asked what is the case.
+
+        @param heard: called in the reactor's thread with the keys of sessions
+            that have ended or have moved to another key, or with L{None} when
+            some may have been missed (a connection was lost and is back).
+            There is one; a second call of C{watch} replaces it.
+        @return: fires when it is in force.
+        @raise NotSupported: no L{HINTS}.
         """
 
     def iterate(after: bytes | None, limit: int) -> Deferred[list[Record]]:

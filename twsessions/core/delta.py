@@ -13,7 +13,7 @@ from typing import Final
 
 from twsessions.core.lifecycle import REASONS
 from twsessions.core.record import Record
-from twsessions.errors import IdCollision, SessionGone
+from twsessions.errors import Conflict, IdCollision, SessionGone
 
 __all__ = ["COMPONENT", "DATA", "FLASH", "UNSET", "Birth", "Change", "Unset", "apply", "isAlive"]
 
@@ -70,6 +70,8 @@ class Change:
         exist and be alive.
     @ivar set: encoded values to store, by field name.
     @ivar remove: field names to drop. Names in neither stay as they are.
+    @ivar expect: what fields must be before: these bytes, or C{None} for not
+        there. If one is not, nothing of the change is done.
     @ivar idle: a new idle timeout in seconds, or L{None} for none.
     @ivar ownIdle: see L{Record.ownIdle}.
     @ivar principal: whom the session is bound to from now on.
@@ -86,6 +88,7 @@ class Change:
     birth: Birth | None = None
     set: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     remove: frozenset[str] = frozenset()
+    expect: Mapping[str, bytes | None] = field(default_factory=dict, repr=False)
     idle: float | None | Unset = UNSET
     ownIdle: bool | Unset = UNSET
     principal: str | None | Unset = field(default=UNSET, repr=False)
@@ -118,6 +121,7 @@ def apply(record: Record | None, change: Change, now: float) -> Record:
         C{change.end} is set it is the session's last state, to be removed.
     @raise SessionGone: there is no living session to change.
     @raise IdCollision: the session was to be new and the key is taken.
+    @raise Conflict: a field is not what C{change.expect} says.
     """
     if record is not None and change.token == record.token:
         return record.seenAt(now)  # the same change again: it has been done
@@ -140,6 +144,9 @@ def apply(record: Record | None, change: Change, now: float) -> Record:
     elif record is None or not isAlive(record, now):
         raise SessionGone("the session has ended")
     fields = record.fields
+    for name, value in change.expect.items():
+        if fields.get(name) != value:
+            raise Conflict("a value is not what it was to be")
     if change.set or change.remove:
         merged = {name: value for name, value in fields.items() if name not in change.remove}
         merged.update(change.set)

@@ -5,6 +5,7 @@ A store from a URL: one line a scheme.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -107,20 +108,33 @@ def _worker(reactor: IReactorTime, name: str) -> Worker:
     return InlineWorker()
 
 
-def _later(name: str) -> Callable[[str], _Maker]:
-    def refuse(rest: str) -> _Maker:
-        raise NotSupported(f"this release of twsessions has no {name} store; use sqlite:///path")
+def _module(name: str, scheme: str) -> Callable[[str], _Maker]:
+    """
+    A store with a module, and URLs, of its own: C{fromURL(scheme, rest)} there.
+    """
 
-    return refuse
+    def read(rest: str) -> _Maker:
+        try:
+            home = import_module(f"twsessions.stores.{name}")
+        except ModuleNotFoundError as error:
+            if error.name == f"twsessions.stores.{name}":
+                raise NotSupported(f"this release of twsessions has no {name} store") from None
+            raise NotSupported(
+                f"{scheme}: needs {error.name}: pip install 'twsessions[{name}]'"
+            ) from error
+        maker: _Maker = home.fromURL(scheme, rest)
+        return maker
+
+    return read
 
 
 _SCHEMES: Final[dict[str, Callable[[str], _Maker]]] = {
     "memory": _memory,
     "sqlite": _sqlite,
-    "redis": _later("Redis"),
-    "rediss": _later("Redis"),
-    "redis+sentinel": _later("Redis"),
-    "redis+cluster": _later("Redis"),
-    "postgresql": _later("PostgreSQL"),
-    "memcached": _later("memcached"),
+    "redis": _module("redis", "redis"),
+    "rediss": _module("redis", "rediss"),
+    "redis+sentinel": _module("redis", "redis+sentinel"),
+    "redis+cluster": _module("redis", "redis+cluster"),
+    "postgresql": _module("postgresql", "postgresql"),
+    "memcached": _module("memcached", "memcached"),
 }

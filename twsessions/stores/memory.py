@@ -16,7 +16,7 @@ from zope.interface import implementer
 from twsessions.core.deadlines import DeadlineQueue
 from twsessions.core.delta import Change, apply, isAlive
 from twsessions.core.record import Record
-from twsessions.errors import IdCollision, SessionError, StoreUnavailable
+from twsessions.errors import IdCollision, NotSupported, SessionError, StoreUnavailable
 from twsessions.interfaces import (
     EVENTS,
     EXCLUSIVE,
@@ -299,6 +299,12 @@ class MemoryStore:
         if self._leases.get(name, (b"", 0.0))[0] == holder:
             del self._leases[name]
         return succeed(None)
+
+    def watch(self, heard: Callable[[Sequence[bytes] | None], None]) -> Deferred[None]:
+        """
+        See L{ISessionStore.watch}: there is no other process to hear of.
+        """
+        return fail(NotSupported("the memory store gives no hints"))
 
     def iterate(self, after: bytes | None, limit: int) -> Deferred[list[Record]]:
         """

@@ -27,6 +27,7 @@ from twsessions.errors import (
     CorruptRecord,
     IdCollision,
     NewerFormat,
+    NotSupported,
     SessionError,
     SessionGone,
     StoreError,
@@ -139,6 +140,12 @@ class SQLiteStore:
         See L{ISessionStore.iterate}.
         """
         return self._reading(self._iterateNow, after, limit)
+
+    def watch(self, heard: Callable[[Sequence[bytes] | None], None]) -> Deferred[None]:
+        """
+        See L{ISessionStore.watch}: a file tells nobody.
+        """
+        return fail(NotSupported("the SQLite store gives no hints"))
 
     # Ends
 

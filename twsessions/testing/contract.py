@@ -16,19 +16,28 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 from unittest import SkipTest
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from twsessions.core.delta import Birth, Change
 from twsessions.core.ids import keyOf, makeUid
 from twsessions.core.record import Record
-from twsessions.errors import IdCollision, NotSupported, SessionError, SessionGone, StoreUnavailable
+from twsessions.errors import (
+    Conflict,
+    IdCollision,
+    NotSupported,
+    SessionError,
+    SessionGone,
+    StoreUnavailable,
+)
 from twsessions.interfaces import (
     EVENTS,
     EXCLUSIVE,
+    HINTS,
     ITERATE,
     LOCAL,
     PRINCIPALS,
@@ -282,6 +291,17 @@ class StoreContractMixin:
         key = await self.made(set={"da": b"1", "db": b"2", "dc": b"3"})
         await self.one(change(key, set={"dd": b"4"}, remove=frozenset({"da", "db", "dx"})))
         assert await self.fields(key) == {"dc": b"3", "dd": b"4"}
+
+    async def test_expectations(self) -> None:
+        key = await self.made(set={"da": b"1", "db": b"2"})
+        taken = change(key, remove=frozenset({"da"}), set={"dn": b"!"}, expect={"da": b"1"})
+        await self.one(taken)
+        again = change(key, remove=frozenset({"da"}), set={"dn": b"?"}, expect={"da": b"1"})
+        await self.refused(again, Conflict)
+        await self.refused(change(key, set={"dn": b"?"}, expect={"db": None}), Conflict)
+        assert await self.fields(key) == {"db": b"2", "dn": b"!"}
+        await self.one(change(key, set={"dx": b"3"}, expect={"dx": None, "db": b"2"}))
+        assert await self.fields(key) == {"db": b"2", "dn": b"!", "dx": b"3"}
 
     async def test_batchesKeepTheirOrderAndEachItsOutcome(self) -> None:
         a, b, missing = await self.made(), newKey(), newKey()
@@ -659,6 +679,29 @@ class StoreContractMixin:
         await self.store.release(b"x", b"b")
         assert await acquire(b"x", b"a", 10.0)
 
+    # -- hints ----------------------------------------------------------------
+
+    async def test_hints(self) -> None:
+        self._needs(HINTS)
+        told: list[bytes] = []
+        changed: Deferred[None] = Deferred()
+
+        def heard(keys: Sequence[bytes] | None) -> None:
+            told.extend(keys or ())
+            if ended | {moved, due} <= set(told) and not changed.called:
+                changed.callback(None)
+
+        moved, due = await self.made(), await self.made(idle=2.0)
+        ended = {await self.made() for _ in range(3)}
+        await self.store.watch(heard)
+        other = await self.another()
+        for outcome in await other.commit([change(key, end="logout") for key in ended]):
+            assert isinstance(outcome, Record)
+        await other.commit([change(moved, newKey=newKey())])
+        await self.advance(2.0)
+        await other.sweep(10)
+        await changed  # or the runner's patience ends
+
     # -- walking through ------------------------------------------------------
 
     async def test_iterate(self) -> None:
@@ -684,6 +727,7 @@ class StoreContractMixin:
             EVENTS: (lambda: store.listen(), lambda: store.claim(1, 1.0), lambda: store.settle([])),
             PRINCIPALS: (lambda: store.sessionsOf("x"), lambda: store.withHandle(b"x" * 16)),
             EXCLUSIVE: (lambda: store.acquire(b"x", b"a", 1.0), lambda: store.release(b"x", b"a")),
+            HINTS: (lambda: store.watch(lambda keys: None),),
             ITERATE: (lambda: store.iterate(None, 1),),
         }
         for capability, uses in calls.items():

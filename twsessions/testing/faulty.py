@@ -5,7 +5,7 @@ A store that fails when it is told to, around one that works.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred, fail
@@ -147,6 +147,12 @@ class FaultyStore:
         See L{ISessionStore.release}.
         """
         return self._ask("release", name, holder)
+
+    def watch(self, heard: Callable[[Sequence[bytes] | None], None]) -> Deferred[None]:
+        """
+        See L{ISessionStore.watch}.
+        """
+        return self._ask("watch", heard)
 
     def iterate(self, after: bytes | None, limit: int) -> Deferred[list[Record]]:
         """

@@ -1,0 +1,3 @@
+"""
+What sessions cost, beside what one would use otherwise: C{make bench}.
+"""

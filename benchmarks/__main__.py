@@ -1,0 +1,58 @@
+"""
+C{python -m benchmarks}: measure, print the table, keep it in RESULTS.rst.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks import harness, many, requests, sqlite
+from benchmarks.harness import Goal
+
+GOALS = [
+    Goal("request, session in memory", "oursExisting", "stockExisting", "us", 1.0,
+         base="bareRequest"),
+    Goal("request, new session", "oursNew", "stockNew", "us", 0.85,
+         base="bareRequestWithoutCookie"),
+    Goal("memory of many, each, empty", "oursBytesEmpty", "stockBytesEmpty", "B", 0.45),
+    Goal("memory of many, each, 8 fields", "oursBytesFull", "stockBytesFull", "B", 0.25),
+    Goal("touch, of many", "oursTouch", "stockTouch", "ns", 0.4),
+    Goal("look-up and touch, of many", "oursLookUp", "stockLookUp", "ns", 0.65),
+    Goal("all of many due at once: longest gap", "oursGap", "stockGap", "ms", 1 / 400, limit=20),
+    Goal("full garbage collection with many", "oursCollect", "stockCollect", "ms", 0.4),
+    Goal("SQLite, request: load, change, commit (theirs: Django)", "oursSQLite",
+         "djangoSessions", "us", 0.10, base="bareOverTCP", theirBase="djangoBare"),
+    Goal("SQLite, commits/s in groups (theirs: raw)", "oursGroups", "rawGroups", "/s", least=0.7),
+    Goal("SQLite file of many: first answer", "firstAnswer", None, "s", limit=1.0),
+    Goal("SQLite file of many: memory of a start (theirs: of 1000)", "memoryOfAStart",
+         "memoryOfASmallStart", "MiB", 1.2),
+    Goal("reactor gap while another process writes", "gapWhileAnotherWrites", None, "ms",
+         limit=10.0),
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--scale", type=int, default=1_000_000, help="sessions, where many")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="100,000 sessions, one round")
+    parser.add_argument("--only", help="rows whose title has this in it; keeps no results")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        harness.here(options.measure, options.scale)
+        return
+    if options.quick:
+        options.scale, options.rounds = 100_000, 1
+    goals = [goal for goal in GOALS if not options.only or options.only in goal.title]
+    text = harness.table(goals, options.scale, options.rounds)
+    print(text)
+    if not options.only:
+        command = "make bench" if not options.quick else "python -m benchmarks --quick"
+        harness.write(text, command, options.scale, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
+
+__all__ = ["many", "requests", "sqlite"]

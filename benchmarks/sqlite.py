@@ -1,0 +1,376 @@
+"""
+What the SQLite store costs.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from twisted.internet import defer, task
+from twisted.web import server
+
+from benchmarks.harness import measure
+from benchmarks.many import payload, resident
+from benchmarks.requests import BROWSERS, Page, nothing
+from twsessions import SessionSite
+from twsessions.core.codec import encode
+from twsessions.core.delta import Birth, Change
+from twsessions.stores._threads import InlineWorker, ThreadWorker
+from twsessions.stores.sqlite import SQLiteStore
+
+REQUESTS = 3000
+GROUP = 100
+
+
+def count(request: Any) -> None:
+    session = request.getSession()
+    if "user" not in session:
+        session.update(payload(1))
+    session["user"] += 1
+
+
+async def _drive(reactor: Any, site: Any, port: Any) -> float:
+    """
+    CPU microseconds of this process for each request, driven by another one.
+    """
+    from twisted.internet.utils import getProcessOutput
+
+    words = ["-m", "benchmarks.client", port.getHost().port, BROWSERS, REQUESTS]
+    await getProcessOutput(sys.executable, list(map(str, words)), os.environ, errortogether=True)
+    return float((site.marks[1] - site.marks[0]) / REQUESTS * 1e6)
+
+
+class Marking(Page):
+    """
+    Notes the CPU time when the client says so.
+    """
+
+    def render_GET(self, request: Any) -> bytes:
+        if request.path == b"/mark":
+            self.marks.append(time.process_time())
+            return b""
+        return super().render_GET(request)
+
+    marks: list[float]
+
+
+def perRequest(does: Any, site: Any) -> float:
+    from twisted.internet import reactor
+
+    page = Marking(does)
+    page.marks = site.marks = []
+    site.resource = page
+    site.log = lambda request: None
+    result: list[float] = []
+
+    def start() -> None:
+        port = reactor.listenTCP(0, site, interface="127.0.0.1")
+        done = defer.Deferred.fromCoroutine(_drive(reactor, site, port))
+        done.addCallback(result.append).addBoth(lambda _: reactor.stop())
+
+    reactor.callWhenRunning(start)
+    reactor.run()
+    return result[0]
+
+
+@measure
+def bareOverTCP(scale: int) -> float:
+    return perRequest(nothing, server.Site(Page(nothing)))
+
+
+@measure
+def oursSQLite(scale: int) -> float:
+    with tempfile.TemporaryDirectory() as directory:
+        return perRequest(count, SessionSite(Page(count), store=f"sqlite:///{directory}/s.db"))
+
+
+def _django(directory: str) -> Any:
+    import django
+    from django.conf import settings
+
+    settings.configure(
+        DEBUG=False,
+        ALLOWED_HOSTS=["*"],
+        ROOT_URLCONF="benchmarks.djangourls",
+        SECRET_KEY="k" * 50,
+        DATABASES={
+            "default": {
+                "ENGINE": "django.db.backends.sqlite3",
+                "NAME": f"{directory}/d.db",
+                "CONN_MAX_AGE": None,
+                "OPTIONS": {
+                    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"
+                },
+            }
+        },
+        INSTALLED_APPS=["django.contrib.sessions"],
+        MIDDLEWARE=["django.contrib.sessions.middleware.SessionMiddleware"],
+        LOGGING_CONFIG=None,
+    )
+    django.setup()
+    from django.core.management import call_command
+
+    call_command("migrate", verbosity=0)
+    from django.core.wsgi import get_wsgi_application
+
+    return get_wsgi_application()
+
+
+def _throughDjango(path: str) -> float:
+    """
+    CPU microseconds for each request, the handler called directly: less than a
+    server would spend, on both sides of the subtraction.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        application = _django(directory)
+        jar = [""] * 100
+
+        def visit(number: int) -> None:
+            from io import BytesIO
+
+            environ = {
+                "REQUEST_METHOD": "GET",
+                "PATH_INFO": path,
+                "SERVER_NAME": "x",
+                "SERVER_PORT": "80",
+                "wsgi.input": BytesIO(),
+                "wsgi.errors": sys.stderr,
+                "wsgi.url_scheme": "http",
+                "HTTP_COOKIE": jar[number],
+            }
+
+            def start(status: str, headers: list[tuple[str, str]], error: Any = None) -> None:
+                for name, value in headers:
+                    if name.lower() == "set-cookie":
+                        jar[number] = value.split(";")[0]
+
+            response = application(environ, start)
+            b"".join(response)
+            response.close()
+
+        for number in range(100):
+            visit(number)
+        started = time.process_time()
+        for number in range(1000):
+            visit(number % 100)
+        return (time.process_time() - started) / 1000 * 1e6
+
+
+@measure
+def djangoSessions(scale: int) -> float:
+    return _throughDjango("/count")
+
+
+@measure
+def djangoBare(scale: int) -> float:
+    return _throughDjango("/bare")
+
+
+def _fields(number: int) -> dict[str, bytes]:
+    return {"d" + name: encode(value) for name, value in payload(number).items()}
+
+
+def _answer(deferred: Any) -> Any:
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    return results[0]
+
+
+@measure
+def oursGroups(scale: int) -> float:
+    """
+    Commits a second, in groups of 100, of one changed field each.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        store = SQLiteStore(f"{directory}/s.db", time.time, InlineWorker(), InlineWorker())
+        keys = [number.to_bytes(32, "big") for number in range(2000)]
+        for at in range(0, len(keys), GROUP):
+            _answer(
+                store.commit(
+                    [
+                        Change(key, b"0", Birth(key[16:]), _fields(at), idle=900.0)
+                        for key in keys[at : at + GROUP]
+                    ]
+                )
+            )
+        started = time.process_time()
+        for turn in range(3):
+            for at in range(0, len(keys), GROUP):
+                changes = [
+                    Change(key, b"%d" % turn, set={"duser": encode(turn)}, usedAgo=0.0)
+                    for key in keys[at : at + GROUP]
+                ]
+                _answer(store.commit(changes))
+        return 3 * len(keys) / (time.process_time() - started)
+
+
+@measure
+def rawGroups(scale: int) -> float:
+    """
+    Upserts a second of as many bytes, in transactions of 100.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        connection = sqlite3.connect(f"{directory}/raw.db", isolation_level=None)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("CREATE TABLE s (key BLOB PRIMARY KEY, record BLOB, due REAL)")
+        connection.execute("CREATE INDEX d ON s (due)")
+        keys = [number.to_bytes(32, "big") for number in range(2000)]
+        blob = b"".join(name.encode() + value for name, value in _fields(1).items())
+        upsert = (
+            "INSERT INTO s VALUES (?, ?, ?) ON CONFLICT (key)"
+            " DO UPDATE SET record = excluded.record, due = excluded.due"
+        )
+        started = 0.0
+        for turn in range(4):
+            if turn == 1:
+                started = time.process_time()
+            for at in range(0, len(keys), GROUP):
+                rows = [(key, blob + b"%d" % turn, time.time()) for key in keys[at : at + GROUP]]
+                connection.execute("BEGIN IMMEDIATE")
+                connection.executemany(upsert, rows)
+                connection.execute("COMMIT")
+        return 3 * len(keys) / (time.process_time() - started)
+
+
+def _stocked(directory: str, scale: int) -> str:
+    """
+    A file with so many sessions.
+    """
+    path = f"{directory}/many.db"
+    store = SQLiteStore(path, time.time, InlineWorker(), InlineWorker())
+    fields = _fields(1)
+    for at in range(0, scale, 5000):
+        _answer(
+            store.commit(
+                [
+                    Change(os.urandom(32), b"0", Birth(os.urandom(16)), fields, idle=90000.0)
+                    for _ in range(min(5000, scale - at))
+                ]
+            )
+        )
+    _answer(store.close())
+    return path
+
+
+_FIRST = """
+import sys, time
+started = time.perf_counter()
+from benchmarks.many import resident
+from benchmarks.requests import Page, connect
+from twisted.internet import reactor
+from twisted.internet.testing import StringTransport
+from benchmarks.sqlite import count
+from twsessions import SessionSite
+before = resident()
+site = SessionSite(Page(count), store="sqlite:///" + sys.argv[1])
+site.timeOut = None
+class Ending(StringTransport):
+    def write(self, data):
+        if b"ok" in data:
+            print(time.perf_counter() - started, resident() - before)
+            reactor.stop()
+    def writeSequence(self, data):
+        self.write(b"".join(data))
+def begin():
+    site.doStart()
+    connect(site, Ending()).dataReceived(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+reactor.callWhenRunning(begin)
+reactor.run()
+"""
+
+
+def _firstAnswer(scale: int) -> list[float]:
+    with tempfile.TemporaryDirectory() as directory:
+        path = _stocked(directory, scale)
+        done = subprocess.run(
+            [sys.executable, "-c", _FIRST, path], stdout=subprocess.PIPE, check=True
+        )
+        return [float(word) for word in done.stdout.split()]
+
+
+@measure
+def firstAnswer(scale: int) -> float:
+    return _firstAnswer(scale)[0]
+
+
+@measure
+def memoryOfAStart(scale: int) -> float:
+    return _firstAnswer(scale)[1] / 2**20
+
+
+@measure
+def memoryOfASmallStart(scale: int) -> float:
+    return _firstAnswer(1000)[1] / 2**20
+
+
+_WRITER = """
+import sqlite3, sys, os
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
+while True:
+    connection.execute("BEGIN IMMEDIATE")
+    for _ in range(200):
+        connection.execute("UPDATE session SET due = due WHERE key = ?", (os.urandom(32),))
+    connection.execute("COMMIT")
+"""
+
+
+@measure
+def gapWhileAnotherWrites(scale: int) -> float:
+    """
+    The longest gap of a reactor that ticks every millisecond and commits, in ms.
+    """
+    from twisted.internet import reactor
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/s.db"
+        store = SQLiteStore(
+            path, time.time, ThreadWorker(reactor, "reader"), ThreadWorker(reactor, "writer")
+        )
+        gaps: list[float] = []
+
+        async def work() -> None:
+            keys = [os.urandom(32) for _ in range(500)]
+            await store.commit([Change(k, b"0", Birth(k[:16]), _fields(1)) for k in keys])
+            writer = subprocess.Popen([sys.executable, "-c", _WRITER, path])
+            gc.freeze()
+            last = time.perf_counter()
+
+            def tick() -> None:
+                nonlocal last
+                now = time.perf_counter()
+                gaps.append(now - last)
+                last = now
+
+            ticking = task.LoopingCall(tick)
+            await task.deferLater(reactor, 0.3, lambda: None)
+            last = time.perf_counter()
+            ticking.start(0.001)
+            until = time.perf_counter() + 4
+            turn = 0
+            while time.perf_counter() < until:
+                turn += 1
+                some = keys[turn % 400 : turn % 400 + 20]
+                changes = [Change(k, os.urandom(8), set={"dn": encode(turn)}) for k in some]
+                await defer.gatherResults([store.load(some), store.commit(changes)])
+            ticking.stop()
+            writer.kill()
+            writer.wait()
+            await store.close()
+
+        def start() -> None:
+            defer.Deferred.fromCoroutine(work()).addBoth(lambda _: reactor.stop())
+
+        reactor.callWhenRunning(start)
+        reactor.run()
+        return (max(gaps) - 0.001) * 1e3
+
+
+__all__ = ["resident"]
