@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 from twsessions.core.ids import isUid
 from twsessions.core.signing import Signer
 
-__all__ = ["CookiePolicy", "Sent"]
+__all__ = ["NOTHING", "CookiePolicy", "Sent"]
 
 _BASE = "twsession"
 _UID = 64
@@ -29,7 +30,8 @@ _isDomain = re.compile(
 ).fullmatch
 
 
-class Sent(NamedTuple):
+@dataclass(slots=True)
+class Sent:
     """
     What a request's cookies say.
 
@@ -38,12 +40,13 @@ class Sent(NamedTuple):
     @ivar presented: whether there was any cookie of that name.
     """
 
-    uids: tuple[bytes, ...] = ()
-    malformed: int = 0
-    presented: bool = False
+    uids: tuple[bytes, ...]
+    malformed: int
+    presented: bool
 
 
-_NOTHING = Sent()
+NOTHING = Sent((), 0, False)
+"""What a request without a Cookie header says."""
 
 
 class CookiePolicy:
@@ -204,8 +207,9 @@ class CookiePolicy:
         if len(lines) == 1 and not self._signers:
             # What nearly every browser sends: this cookie, and nothing else.
             line = lines[0]
-            if line.startswith(start) and isUid(line[len(start) :]):
-                return Sent((line[len(start) :],), 0, True)
+            uid = line[len(start) :]
+            if line.startswith(start) and isUid(uid):
+                return Sent((uid,), 0, True)
         uids: list[bytes] = []
         malformed, presented = 0, False
         signer = self._signers.get(secure)
@@ -225,7 +229,7 @@ class CookiePolicy:
                 elif value not in uids:
                     uids.append(value)
         if not presented:
-            return _NOTHING
+            return NOTHING
         if len(uids) > limit:
             return Sent((), malformed + len(uids), True)
         return Sent(tuple(uids), malformed, True)

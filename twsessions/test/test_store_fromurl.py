@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from twisted.internet.task import Clock
 
 from twsessions.errors import NotSupported
 from twsessions.interfaces import ISessionStore
+from twsessions.stores import fromurl
 from twsessions.stores.fromurl import checkURL, storeFromURL
 from twsessions.stores.sqlite import SQLiteStore
 
@@ -96,8 +98,12 @@ def test_refused(url: str, says: str) -> None:
     "scheme",
     ["redis", "rediss", "redis+sentinel", "redis+cluster", "postgresql", "memcached"],
 )
-def test_notYet(scheme: str) -> None:
+def test_missingDriver(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> NoReturn:
+        raise ModuleNotFoundError("No module named 'driver'", name="driver")
+
+    monkeypatch.setattr(fromurl, "import_module", missing)
     with pytest.raises(NotSupported) as caught:
         storeFromURL(Clock(), f"{scheme}://me:hunter2@host/0")
-    assert "sqlite:///" in str(caught.value)
+    assert "pip install 'twsessions[" in str(caught.value)
     assert "hunter2" not in str(caught.value)

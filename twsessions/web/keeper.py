@@ -284,9 +284,8 @@ class StoreKeeper(Keeper):
                 if self.local and isUid(uid):
                     return self._attach(uid, self.link.loadNow(keyOf(uid)))
                 return None
-        deadline = session._deadline()
-        if deadline is None or (self.local and deadline <= self.seconds()):
-            return None  # due; the queue has just not come round to it
+        if session._ended is not None or (self.local and session._isDue(self.seconds())):
+            return None  # the queue has just not come round to it
         return session
 
     def load(self, uid: bytes) -> Deferred[Session | None]:

@@ -12,8 +12,9 @@ What happens to one request is its L{Exchange}, made when it first matters.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.logger import Logger
@@ -21,14 +22,17 @@ from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.http_headers import Headers
 
+from twsessions.core.cookies import NOTHING
 from twsessions.errors import SessionGone, StoreUnavailable, TooLateForSession
+from twsessions.web.session import Session
 
 if TYPE_CHECKING:
     from twsessions.core.cookies import CookiePolicy, Sent
     from twsessions.web.keeper import StoreKeeper
-    from twsessions.web.session import Session
 
 __all__ = ["Exchange", "SessionRequest", "adopt", "requestClassFor"]
+
+_CAREFUL = re.compile(rb"no-store|private", re.IGNORECASE)  # in Cache-Control
 
 
 class SessionRequest(server.Request):
@@ -37,26 +41,29 @@ class SessionRequest(server.Request):
     """
 
     _exchange: Exchange | None = None
+    _below: ClassVar[_Below]
+    _hostIsSet = False
     channel: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._below = _Below(cls)
 
     def process(self) -> None:
         """
         Load what the cookies name, then go on as any request.
         """
         owner = self.channel.site
-        keeper = owner.keeper
-        if keeper.local:
-            super().process()
-            return
-        loading = begin(self, owner)
-        if loading is None:
-            super().process()
-        else:
-            loading.addCallback(self._goOn).addErrback(_unexpected)
+        if not (owner._keeper or owner.keeper).local:
+            loading = begin(self, owner)
+            if loading is not None:
+                loading.addCallback(self._goOn).addErrback(_unexpected)
+                return
+        self._below.process(self)
 
     def _goOn(self, _: object) -> None:
         if not self._disconnected:
-            super().process()
+            self._below.process(self)
 
     @property
     def session(self) -> Session | None:
@@ -80,11 +87,31 @@ class SessionRequest(server.Request):
         """
         exchange = self._exchange
         if exchange is None:
-            if getattr(self, "channel", None) is None:
+            channel = getattr(self, "channel", None)
+            if channel is None:
                 raise TooLateForSession("getSession() came after the request was over")
-            exchange = self._exchange = Exchange(self, self.channel.site)
+            exchange = self._exchange = Exchange(self, channel.site)
         session = exchange.getSession(forceNotSecure)
         return session.getComponent(sessionInterface) if sessionInterface else session
+
+    def isSecure(self) -> bool:
+        """
+        As Twisted's, which asks the connection each time; it will not change.
+        """
+        channel = getattr(self, "channel", None)
+        secure: bool | None = getattr(channel, "_twsessionsSecure", None)
+        if secure is None or self._hostIsSet:
+            secure = super().isSecure()
+            if channel is not None and not self._hostIsSet:
+                channel._twsessionsSecure = secure
+        return secure
+
+    def setHost(self, host: bytes, port: int, ssl: bool = False) -> None:
+        """
+        As Twisted's, for reverse proxies: C{ssl} counts as a secure connection.
+        """
+        self._hostIsSet = True
+        super().setHost(host, port, ssl)
 
     def write(self, data: bytes) -> None:
         """
@@ -92,11 +119,11 @@ class SessionRequest(server.Request):
         """
         exchange = self._exchange
         if exchange is None:
-            super().write(data)
+            self._below.write(self, data)
         elif exchange.isOpen:
             exchange.passOn(data)
         else:
-            exchange.enter(exchange.passOn, data)
+            exchange.write(data)
 
     def finish(self) -> None:
         """
@@ -104,7 +131,7 @@ class SessionRequest(server.Request):
         """
         exchange = self._exchange
         if exchange is None:
-            super().finish()
+            self._below.finish(self)
         else:
             exchange.finish()
 
@@ -221,14 +248,13 @@ class _Slot:
     One of the two sessions a request can have: over TLS, and in plain.
     """
 
-    __slots__ = ("gone", "losses", "secure", "sent", "session")
+    sent: Sent | None = None
+    session: Session | None = None
+    losses = 0  # the session's, when it was asked for
+    gone: Session | None = None  # the session, when the client has gone
 
     def __init__(self, secure: bool) -> None:
         self.secure = secure
-        self.sent: Sent | None = None
-        self.session: Session | None = None
-        self.losses = 0  # the session's, when it was asked for
-        self.gone: Session | None = None  # the session, when the client has gone
 
 
 class Exchange:
@@ -238,36 +264,30 @@ class Exchange:
     @ivar isOpen: the headers have left and nothing is held.
     """
 
-    __slots__ = (
-        "_failed",
-        "_held",
-        "_loaded",
-        "_outage",
-        "_past",
-        "_slept",
-        "_slots",
-        "isOpen",
-        "keeper",
-        "owner",
-        "policy",
-        "request",
-    )
+    # Few requests need more than the first four: the rest is set when it is.
+    _loaded: dict[bytes, Session | None] | None = None
+    _outage: Failure | None = None
+    _held: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+    _past: tuple[Session, ...] = ()  # ended in this request, and replaced
+    _failed = False
+    _slept = False
+    isOpen = False
 
     _log = Logger()
 
     def __init__(self, request: Any, owner: Any) -> None:
         self.request = request
         self.owner = owner
-        self.keeper: StoreKeeper = owner.keeper
-        self.policy: CookiePolicy = owner.cookie
+        self.keeper: StoreKeeper = owner._keeper or owner.keeper
         self._slots: list[_Slot] = []
-        self._loaded: dict[bytes, Session | None] | None = None
-        self._outage: Failure | None = None
-        self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
-        self._past: list[Session] = []  # ended in this request, and replaced
-        self._failed = False
-        self._slept = False
-        self.isOpen = False
+
+    @property
+    def policy(self) -> CookiePolicy:
+        """
+        How the cookies are to be.
+        """
+        policy: CookiePolicy = self.owner.cookie
+        return policy
 
     @classmethod
     def of(cls, request: SessionRequest) -> Exchange:
@@ -318,8 +338,8 @@ class Exchange:
         Whether the request counts as secure. (A virtual host monster may change
         the answer during traversal.)
         """
-        policy = self.policy
-        return policy.secure if policy.secure != "auto" else self.request.isSecure()
+        secure = self.owner.cookie.secure
+        return bool(self.request.isSecure() if secure == "auto" else secure)
 
     def session(self, secure: bool) -> Session | None:
         """
@@ -334,7 +354,8 @@ class Exchange:
         """
         See L{SessionRequest.getSession}.
         """
-        if self.request._disconnected and self._slots:
+        request = self.request
+        if request._disconnected and self._slots:
             # Without a connection nothing can tell if it was secure.
             secure = not forceNotSecure and any(slot.secure for slot in self._slots)
         else:
@@ -350,9 +371,9 @@ class Exchange:
             if session._ended is None:
                 session.touch()
                 return session
-            self._past.append(session)
-            self._let(session)
-        elif self.request._disconnected:
+            self._past += (session,)
+            self.keeper.release(session)
+        elif request._disconnected:
             if slot.gone is None:
                 raise TooLateForSession("getSession() came after the client had gone")
             slot.gone.touch()
@@ -360,36 +381,43 @@ class Exchange:
         elif slot.sent is None:
             session = self._find(slot, secure)
         if session is None or session._ended is not None:
-            if self.request.startedWriting:
+            if request.startedWriting:
                 raise TooLateForSession(
                     "getSession() came after the response's headers had left: the new"
                     " session's cookie cannot be sent. Call it before the first write()."
                 )
             session = self.keeper.make(secure, live=self.owner.settings.createOn == "access")
         slot.session = session
-        slot.losses = 0 if session._rare is None else session._rare.losses
-        for uid, loaded in list((self._loaded or {}).items()):
-            if loaded is session:  # held for this; now it is the slot that holds it
-                del self._loaded[uid]  # type: ignore[union-attr]
-                session._users -= 1
+        if session._rare is not None:
+            slot.losses = session._rare.losses
         session._users += 1
+        if self._loaded is not None:
+            self._take(session)
         session._exchange = self
         session._requests += 1
         session.touch()
-        session.awake(self.request)
+        session.awake(request)
         return session
 
+    def _take(self, session: Session) -> None:
+        # It was held for whoever would ask; now the slot holds it.
+        loaded = self._loaded or {}
+        for uid in [uid for uid, other in loaded.items() if other is session]:
+            del loaded[uid]
+            session._users -= 1
+
     def _find(self, slot: _Slot, secure: bool) -> Session | None:
-        lines = self.request.requestHeaders.getRawHeaders(b"cookie", ())
-        sent = self.policy.candidates(lines, secure)
+        lines = self.request.requestHeaders.getRawHeaders(b"cookie")
+        if lines is None:
+            slot.sent = NOTHING
+            return None
+        sent = self.owner.cookie.candidates(lines, secure)
         if sent.uids and self._outage is not None:
             # Each time it is asked for; the cookie is left as it is.
             raise StoreUnavailable("the session could not be loaded") from self._outage.value
         slot.sent = sent
-        if not sent.uids:
-            return None
         loaded = self._loaded
-        found = None
+        found: Session | None = None
         for uid in sent.uids:
             if loaded is None:
                 session = self.keeper.found(uid)
@@ -416,9 +444,6 @@ class Exchange:
         agent = self.request.getHeader(b"user-agent")
         return address, None if agent is None else agent[:200].decode("latin-1")
 
-    def _let(self, session: Session) -> None:
-        self.keeper.release(session)
-
     # -- the gate -------------------------------------------------------------
 
     def enter(self, action: Callable[..., None], *args: Any) -> None:
@@ -438,6 +463,38 @@ class Exchange:
                 waiting.addCallbacks(self._stored, self._refused).addErrback(_unexpected)
                 return
         action(*args)
+
+    def _isQuiet(self) -> bool:
+        """
+        Whether nothing is in the way and nothing has to be waited for, seen at
+        a glance, as most often: L{_commit} would find nothing to do.
+        """
+        request = self.request
+        if (
+            self._past
+            or self._failed
+            or self._held is not None
+            or request._disconnected
+            or request.finished
+        ):
+            return False
+        for slot in self._slots:
+            session = slot.session
+            if (
+                session is None
+                or session._data is not None
+                or session._rare is not None
+                or session._hasComponents
+                or session._ended is not None
+                or not (self._slept or type(session).sleep is Session.sleep)
+                or (
+                    not self.keeper.local
+                    if session._record is None
+                    else self.keeper.touchDue(session)
+                )
+            ):
+                return False
+        return True
 
     def _commit(self) -> Deferred[Any] | None:
         """
@@ -549,6 +606,18 @@ class Exchange:
 
     # -- what goes out --------------------------------------------------------
 
+    def write(self, data: bytes) -> None:
+        """
+        The resource writes, perhaps for the first time.
+        """
+        request = self.request
+        if request.startedWriting or not self._isQuiet():
+            self.enter(self.passOn, data)
+            return
+        self._cookies()
+        request._below.write(request, data)
+        self.isOpen = bool(request.startedWriting)
+
     def passOn(self, data: bytes) -> None:
         """
         Write to the connection.
@@ -557,14 +626,14 @@ class Exchange:
         if not request.startedWriting and not request._disconnected:
             if not self._failed:
                 self._cookies()
-            _base(request).write(request, data)
+            request._below.write(request, data)
             self.isOpen = self._held is None and bool(request.startedWriting)
             return
         own = request.__dict__.get("write")  # Twisted's for HEAD, 204 and 304
         if own is not None:
             own(data)
         else:
-            _base(request).write(request, data)
+            request._below.write(request, data)
 
     def finish(self) -> None:
         """
@@ -575,17 +644,20 @@ class Exchange:
             return
         if request.finished or request._disconnected:
             self.gone()
-            _base(request).finish(request)
+            request._below.finish(request)
             return
         self.isOpen = False
-        self.enter(self._finishNow)
+        if self._isQuiet():
+            self._finishNow()
+        else:
+            self.enter(self._finishNow)
 
     def _finishNow(self) -> None:
         request = self.request
         if not request._disconnected:
             if not request.startedWriting:
                 self.passOn(b"")
-            _base(request).finish(request)
+            request._below.finish(request)
         self._done()
         if not self._failed:
             request._exchange = None  # the two need not wait for the garbage collector
@@ -603,14 +675,14 @@ class Exchange:
         if self.request._disconnected:
             producer.stopProducing()
         else:
-            _base(self.request).registerProducer(self.request, producer, streaming)
+            self.request._below.registerProducer(self.request, producer, streaming)
 
     def unregisterProducer(self) -> None:
         """
         The producer has written all.
         """
         if self.request.producer is not None and not self.request._disconnected:
-            _base(self.request).unregisterProducer(self.request)
+            self.request._below.unregisterProducer(self.request)
 
     def gone(self) -> None:
         """
@@ -644,32 +716,33 @@ class Exchange:
         """
         Say in the headers what became of the session.
         """
-        request, used = self.request, False
+        policy, used = self.owner.cookie, False
         for slot in self._slots:
             used, secure = True, slot.secure
             session, sent = slot.session, slot.sent
             alive = session is not None and session._ended is None
             if alive and session is not None:
+                if sent is not None and sent.uids == (session.uid,) and policy.maxAge is None:
+                    continue  # it has its cookie
                 if session._record is None and session.uid not in self.keeper.sessions:
                     alive = False  # never stored: there is nothing to come back to
-                elif sent is None or sent.uids != (session.uid,):
-                    self._setCookie(secure, self.policy.setCookie(session.uid, secure))
-                elif self.policy.maxAge is not None:
-                    self._setCookie(secure, self.policy.setCookie(session.uid, secure))
+                else:
+                    self._setCookie(secure, policy.setCookie(session.uid, secure))
             if not alive and sent is not None and sent.presented:
-                self._setCookie(secure, self.policy.deleteCookie(secure))
+                self._setCookie(secure, policy.deleteCookie(secure))
         if used:
-            _vary(request.responseHeaders)
+            _vary(self.request.responseHeaders)
 
     def _setCookie(self, secure: bool, line: bytes) -> None:
         request = self.request
-        start = self.policy.nameFor(secure) + b"="
-        # RFC 6265bis: not two lines for one name.
-        request.cookies[:] = [other for other in request.cookies if not other.startswith(start)]
+        if request.cookies:
+            # RFC 6265bis: not two lines for one name.
+            start = self.policy.nameFor(secure) + b"="
+            request.cookies[:] = [one for one in request.cookies if not one.startswith(start)]
         request.cookies.append(line)
         headers = request.responseHeaders
-        control = b",".join(headers.getRawHeaders(b"cache-control", ())).lower()
-        if b"no-store" not in control and b"private" not in control:
+        control = headers.getRawHeaders(b"cache-control")
+        if control is None or not _CAREFUL.search(b",".join(control)):
             headers.setRawHeaders(b"cache-control", [b"no-store"])
 
 
@@ -698,35 +771,28 @@ def _vary(headers: Headers) -> None:
         headers.addRawHeader(b"vary", b"Cookie")
 
 
-class _Base:
+class _Below:
     """
-    The methods of a request as they are below L{SessionRequest}.
+    The methods of a class of requests as they are below L{SessionRequest}.
     """
 
     def __init__(self, cls: type) -> None:
         order = cls.__mro__
         below = order[order.index(SessionRequest) + 1 :]
-        for name in ("write", "finish", "registerProducer", "unregisterProducer"):
+        for name in ("process", "write", "finish", "registerProducer", "unregisterProducer"):
             for base in below:
                 if name in base.__dict__:
                     setattr(self, name, base.__dict__[name])
                     break
 
+    process: Callable[[Any], None]
     write: Callable[[Any, bytes], None]
     finish: Callable[[Any], None]
     registerProducer: Callable[[Any, Any, bool], None]
     unregisterProducer: Callable[[Any], None]
 
 
-_bases: dict[type, _Base] = {}
-
-
-def _base(request: Any) -> _Base:
-    cls = type(request)
-    base = _bases.get(cls)
-    if base is None:
-        base = _bases[cls] = _Base(cls)
-    return base
+SessionRequest._below = _Below(SessionRequest)
 
 
 def _unexpected(failure: Failure) -> None:

@@ -334,9 +334,12 @@ class Session(server.Session, MutableMapping[str, Any]):
         """
         if self._ended is None:
             keeper = self._keeper
-            self.lastModified = keeper.seconds()
-            if self.queued is not None:
-                keeper.queue(self)  # earlier, if sessionTimeout has become shorter
+            self.lastModified = now = keeper.seconds()
+            queued = self.queued
+            if queued is not None:
+                idle = self._idle()
+                if idle is not None and now + idle < queued:
+                    keeper.queue(self)  # it has become shorter
             if self._record is not None:
                 keeper.touched(self)
 
@@ -495,10 +498,9 @@ class Session(server.Session, MutableMapping[str, Any]):
         return self._seed
 
     def _idle(self) -> float | None:
-        rare = self._rare
+        rare, record = self._rare, self._record
         if rare is not None and not isinstance(rare.idle, Unset):
             return rare.idle
-        record = self._record
         if record is not None and record.ownIdle:
             return record.idle
         return self.sessionTimeout
@@ -514,6 +516,18 @@ class Session(server.Session, MutableMapping[str, Any]):
         if self._ended is not None:
             return None
         return deadlineOf(self.lastModified, self._idle(), self.created, self._absolute())
+
+    def _isDue(self, now: float) -> bool:
+        """
+        Whether L{_deadline} has come; the session has not ended.
+        """
+        if self._rare is None and self._record is None:
+            idle, absolute = self.sessionTimeout, self.absoluteTimeout
+        else:
+            idle, absolute = self._idle(), self._absolute()
+        return (idle is not None and now >= self.lastModified + idle) or (
+            absolute is not None and now >= self.created + absolute
+        )
 
     def _reason(self) -> str:
         return reasonAt(self.lastModified, self._idle(), self.created, self._absolute())
