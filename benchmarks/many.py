@@ -150,12 +150,12 @@ def longestGap(site: Any, count: int) -> float:
     short = type("Short", (type(site).sessionFactory,), {"sessionTimeout": 30.0})
     site.sessionFactory = short
     started = time.time()
-    real = reactor.seconds
-    # All are made in the same moment: now.
-    reactor.seconds = lambda: started  # type: ignore[method-assign]
+    real, stopped = reactor.seconds, [True]
+    # All are made in the same moment.
+    reactor.seconds = lambda: started if stopped else real()  # type: ignore[method-assign]
     site.reactor = reactor
     fill(site, count, False)
-    reactor.seconds = real  # type: ignore[method-assign]
+    stopped.clear()
     gc.freeze()
     last, gaps = [0.0], [0.0]
 

@@ -274,7 +274,7 @@ site = SessionSite(Page(count), store="sqlite:///" + sys.argv[1])
 site.timeOut = None
 class Ending(StringTransport):
     def write(self, data):
-        if b"ok" in data:
+        if b"ok" in data and reactor.running:
             print(time.perf_counter() - started, resident() - before)
             reactor.stop()
     def writeSequence(self, data):

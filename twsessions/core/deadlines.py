@@ -45,6 +45,7 @@ class DeadlineQueue(Generic[T]):
         self._deadlineOf = deadlineOf
         self._width = width
         self._buckets: dict[float, list[T]] = {}
+        self._forgotten: dict[float, int] = {}  # items of a bucket that it need not hold
         self._starts: list[float] = []  # heap of the numbers of the buckets
         self._near: list[tuple[float, int, T]] = []  # heap
         self._opened = -inf  # up to this bucket number items go to the heap
@@ -82,6 +83,27 @@ class DeadlineQueue(Generic[T]):
             heappush(self._starts, number)
         bucket.append(item)
 
+    def forget(self, item: T) -> None:
+        """
+        Hold an item no longer, and do not keep it in memory much longer: when
+        half a bucket is forgotten, the bucket lets go of it.
+        """
+        queued, item.queued = item.queued, None
+        if queued is None:
+            return
+        number = queued // self._width
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            return  # near: it goes when its time comes
+        forgotten = self._forgotten[number] = self._forgotten.get(number, 0) + 1
+        if 2 * forgotten > len(bucket):
+            bucket[:] = [
+                other
+                for other in bucket
+                if other.queued is not None and other.queued // self._width == number
+            ]
+            del self._forgotten[number]
+
     def next(self, now: float) -> float | None:
         """
         When to call L{due} next: C{now} or earlier if work is left over.
@@ -113,6 +135,7 @@ class DeadlineQueue(Generic[T]):
             elif self._starts and self._starts[0] * self._width <= now:
                 self._openingNumber = self._opened = heappop(self._starts)
                 self._opening = self._buckets.pop(self._openingNumber)
+                self._forgotten.pop(self._openingNumber, None)
             else:
                 break
         return found

@@ -15,11 +15,12 @@ from twsessions.core.ids import handleOf
 from twsessions.core.lifecycle import deadlineOf, reasonAt
 from twsessions.errors import CorruptRecord, NewerFormat
 
-__all__ = ["FORMAT", "Record", "pack", "unpack"]
+__all__ = ["FORMAT", "Record", "pack", "seedOf", "unpack"]
 
 FORMAT = 1
 """The format L{pack} writes; L{unpack} reads this one and all before it."""
 
+_SEED = 12  # after format, checksum, and what msgpack says of a list and of bytes
 _CHECK = 8  # bytes of checksum: against accidents, not against an attacker
 
 
@@ -143,6 +144,13 @@ def unpack(key: bytes, packed: bytes, now: float = 0.0) -> Record:
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise CorruptRecord("a session record that does not parse") from error
     return record
+
+
+def seedOf(packed: bytes) -> bytes:
+    """
+    The seed, L{Record.seed}, in what L{pack} has made just so: nothing is checked.
+    """
+    return packed[_SEED : _SEED + 16]
 
 
 def _checksum(head: bytes, key: bytes, content: bytes) -> bytes:

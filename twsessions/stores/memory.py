@@ -5,7 +5,7 @@ Sessions in this process's memory: the reference for all stores.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
@@ -15,7 +15,8 @@ from zope.interface import implementer
 
 from twsessions.core.deadlines import DeadlineQueue
 from twsessions.core.delta import Change, apply, isAlive
-from twsessions.core.record import Record
+from twsessions.core.ids import handleOf
+from twsessions.core.record import Record, pack, seedOf, unpack
 from twsessions.errors import IdCollision, NotSupported, SessionError, StoreUnavailable
 from twsessions.interfaces import (
     EVENTS,
@@ -32,18 +33,52 @@ from twsessions.interfaces import (
 __all__ = ["MemoryStore"]
 
 
+_WARM = 1024  # records kept as objects; the others are packed, in a quarter of the memory
+
+
 class _Place:
     """
     Where one session is kept.
 
-    @ivar record: L{None} once it has ended.
+    @ivar kept: its record, or the bytes of it; L{None} once it has ended.
+    @ivar deadline: the record's.
     """
 
-    __slots__ = ("queued", "record")
+    __slots__ = ("deadline", "kept", "key", "queued")
 
     def __init__(self, record: Record) -> None:
-        self.record: Record | None = record
+        self.put(record)
         self.queued: float | None = None
+
+    def put(self, record: Record) -> None:
+        """
+        Replace the record.
+        """
+        self.key = record.key
+        self.kept: Record | bytes | None = record
+        self.deadline = record.deadline
+
+    def record(self) -> Record | None:
+        """
+        The record, unpacked if need be.
+        """
+        kept = self.kept
+        return unpack(self.key, kept) if isinstance(kept, bytes) else kept
+
+    def cool(self) -> None:
+        """
+        Pack the record: nothing has changed it for a while.
+        """
+        if isinstance(self.kept, Record):
+            self.kept = pack(self.kept)
+
+    def seed(self) -> bytes:
+        """
+        The record's, without unpacking it.
+        """
+        kept = self.kept
+        assert kept is not None
+        return seedOf(kept) if isinstance(kept, bytes) else kept.seed
 
 
 class _End:
@@ -76,6 +111,7 @@ class MemoryStore:
         """
         self._now = now
         self._places: dict[bytes, _Place] = {}
+        self._warm: OrderedDict[_Place, None] = OrderedDict()
         self._due: DeadlineQueue[_Place] = DeadlineQueue(_deadlineOf)
         self._byPrincipal: dict[str, dict[bytes, None]] = {}
         self._ends: dict[bytes, _End] = {}
@@ -95,11 +131,8 @@ class MemoryStore:
         found: list[Record | None] = []
         for key in keys:
             place = self._places.get(key)
-            record = None if place is None else place.record
-            if record is not None and now < record.deadline:
-                found.append(record.seenAt(now))
-            else:
-                found.append(None)
+            record = place.record() if place is not None and now < place.deadline else None
+            found.append(None if record is None else record.seenAt(now))
         return succeed(found)
 
     def commit(self, changes: Sequence[Change]) -> Deferred[list[Record | SessionError]]:
@@ -123,29 +156,34 @@ class MemoryStore:
         there = None
         if change.newKey is not None and change.newKey != key:
             there = places.get(change.newKey)
-            if there is not None and there.record is not None:
-                if there.record.token == change.token:
-                    return there.record.seenAt(now)  # this rotation has been done
-        before = None if place is None else place.record
+            moved = None if there is None else there.record()
+            if moved is not None and moved.token == change.token:
+                return moved.seenAt(now)  # this rotation has been done
+        before = None if place is None else place.record()
         record = apply(before, change, now)
         if there is not None:
             raise IdCollision("a session exists under the new key already")
         if change.end is not None:
-            if place is not None:
-                self._remove(key, place)
+            if place is not None and before is not None:
+                self._remove(place, before)
             if self._listening:
                 self._keepEnd(record, change.end, now)
             return record
         if place is None:
             place = places[record.key] = _Place(record)
         else:
-            place.record = record
+            place.put(record)
             if record.key != key:
                 del places[key]
                 places[record.key] = place
         if before is None or before.principal is not None or record.principal is not None:
             self._index(before, record)
         self._due.add(place)
+        warm = self._warm
+        warm[place] = None
+        warm.move_to_end(place)
+        if len(warm) > _WARM:
+            warm.popitem(last=False)[0].cool()
         return record
 
     def _index(self, before: Record | None, after: Record | None) -> None:
@@ -158,10 +196,11 @@ class MemoryStore:
         if after is not None and after.principal is not None:
             self._byPrincipal.setdefault(after.principal, {})[after.key] = None
 
-    def _remove(self, key: bytes, place: _Place) -> None:
-        self._index(place.record, None)
-        place.record = None
-        del self._places[key]
+    def _remove(self, place: _Place, record: Record) -> None:
+        self._index(record, None)
+        del self._places[place.key]
+        self._warm.pop(place, None)
+        place.kept = None
 
     def _keepEnd(self, record: Record, reason: str, ended: float) -> None:
         handle = record.handle
@@ -177,9 +216,9 @@ class MemoryStore:
         now = self._now()
         ended = 0
         for place in self._due.due(now, limit):
-            record = place.record
+            record = place.record()
             if record is not None:
-                self._remove(record.key, place)
+                self._remove(place, record)
                 if self._listening:
                     self._keepEnd(record, record.reason, record.deadline)
                 ended += 1
@@ -259,7 +298,7 @@ class MemoryStore:
             return _closed()
         now = self._now()
         keys = self._byPrincipal.get(principal, ())
-        records = [self._places[key].record for key in keys]
+        records = [self._places[key].record() for key in keys]
         living = [r.seenAt(now) for r in records if r is not None and isAlive(r, now)]
         return succeed(sorted(living, key=lambda record: record.created))
 
@@ -272,9 +311,9 @@ class MemoryStore:
             return _closed()
         now = self._now()
         for place in self._places.values():
-            record = place.record
-            if record is not None and record.handle == handle and isAlive(record, now):
-                return succeed(record.seenAt(now))
+            if now < place.deadline and handleOf(place.seed()) == handle:
+                record = place.record()
+                return succeed(None if record is None else record.seenAt(now))
         return succeed(None)
 
     def acquire(self, name: bytes, holder: bytes, lease: float) -> Deferred[bool]:
@@ -316,8 +355,11 @@ class MemoryStore:
         keys = sorted(self._places)
         found: list[Record] = []
         for key in keys[0 if after is None else bisect_right(keys, after) :]:
-            record = self._places[key].record
-            if len(found) < limit and record is not None and isAlive(record, now):
+            if len(found) == limit:
+                break
+            place = self._places[key]
+            record = place.record() if now < place.deadline else None
+            if record is not None:
                 found.append(record.seenAt(now))
         return succeed(found)
 
@@ -330,7 +372,7 @@ class MemoryStore:
 
 
 def _deadlineOf(place: _Place) -> float | None:
-    return None if place.record is None else place.record.deadline
+    return None if place.kept is None else place.deadline
 
 
 def _closed() -> Deferred[Any]:

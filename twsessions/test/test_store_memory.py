@@ -5,20 +5,57 @@ The memory store keeps the contract, and the contract notices one that does not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
 
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.stores.memory import MemoryStore
-from twsessions.testing.contract import StoreContractMixin
+from twsessions.testing.contract import StoreContractMixin, change, create, newKey
 
 
 class TestMemoryStore(StoreContractMixin, run=pytest_twisted.ensureDeferred):
     async def makeStore(self) -> MemoryStore:
         return MemoryStore(self.clock.seconds)
+
+
+def test_manyRecordsAsOne() -> None:
+    """
+    Most are kept packed; nothing shows it.
+    """
+    clock = Clock()
+    store = MemoryStore(clock.seconds)
+    keys = sorted(newKey() for _ in range(1500))
+    made = []
+    for number, key in enumerate(keys):
+        new = create(key, idle=10.0 if number < 3 else 60.0, set={"dn": b"%d" % number})
+        new.principal = "ann" if number < 5 else None
+        made += result(store.commit([new]))
+    result(store.listen())
+    assert result(store.load(keys)) == made
+    assert result(store.iterate(None, 2000)) == made
+    assert result(store.sessionsOf("ann")) == made[:5]
+    assert result(store.withHandle(made[700].handle)) == made[700]
+    clock.advance(10)
+    assert result(store.sweep(100)).ended == 3
+    ends = result(store.claim(100, 5.0))
+    assert {end.record.fields["dn"] for end in ends} == {b"0", b"1", b"2"}
+    (changed,) = result(store.commit([change(keys[3], set={"dx": b"!"})]))
+    assert changed.fields == {"dn": b"3", "dx": b"!"}
+    (ended,) = result(store.commit([change(keys[4], end="logout")]))
+    assert ended.fields == {"dn": b"4"}
+    assert result(store.sessionsOf("ann")) == [changed]
+    assert result(store.load([keys[4]])) == [None]
+
+
+def result(deferred: Deferred[Any]) -> Any:
+    results: list[Any] = []
+    deferred.addCallback(results.append)
+    return results[0]
 
 
 class Forgetful(MemoryStore):
@@ -51,7 +88,7 @@ class Unsweeping(MemoryStore):
 
     def load(self, keys):  # type: ignore[no-untyped-def]
         places = [self._places.get(key) for key in keys]
-        return succeed([place and place.record for place in places])
+        return succeed([place and place.record() for place in places])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ itself, for as long as the session).
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from twisted.python.failure import Failure
 from twsessions.core.data import Data, withoutPrefix
 from twsessions.core.deadlines import DeadlineQueue
 from twsessions.core.delta import UNSET, Birth, Change
-from twsessions.core.ids import handleOf, isUid, keyOf, makeUid
+from twsessions.core.ids import handleOf, isUid, keyOf, logName, makeUid
 from twsessions.core.lifecycle import touchIsDue
 from twsessions.core.record import Record
 from twsessions.errors import (
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeper", "StoreKeeper", "keeperOf"]
 
+_RESTING = 1024  # sessions that a store in memory has, kept as objects though nobody uses them
+_NONE_YET, _SEVERAL = object(), object()
 _STEP = 64  # sessions between two looks at the clock
 _keepers: WeakKeyDictionary[Any, Keeper] = WeakKeyDictionary()
 
@@ -69,6 +72,10 @@ class Keeper:
     Sessions in memory, and one delayed call that ends them.
 
     @ivar lookUpIsUse: whether asking a session for its truth counts as use.
+    @ivar commonIdle: the idle timeout of all sessions that were ever queued, if
+        it and the absolute one are the same objects for all of them: a use of
+        one that still has them cannot have made its deadline earlier.
+    @ivar commonAbsolute: the absolute timeout, likewise.
     """
 
     _log = Logger()
@@ -85,6 +92,8 @@ class Keeper:
         self.settings = settings
         self.entropy = entropy
         self.alarm = Alarm(reactor)
+        self.commonIdle: object = _NONE_YET
+        self.commonAbsolute: object = None
         self._due: DeadlineQueue[Session] = DeadlineQueue(lambda session: session._deadline())
         self._dueTask = self.alarm.task(self._endDue)
         self._locks: WeakKeyDictionary[Session, DeferredLock] = WeakKeyDictionary()
@@ -95,6 +104,11 @@ class Keeper:
         """
         See to it that C{session} ends when it falls due.
         """
+        idle, absolute = session._idle(), session._absolute()
+        if idle is not self.commonIdle or absolute is not self.commonAbsolute:
+            first = self.commonIdle is _NONE_YET
+            self.commonIdle = idle if first else _SEVERAL
+            self.commonAbsolute = absolute
         self._due.add(session)
         self._dueTask.by(self._due.next(self.seconds()))
 
@@ -224,12 +238,15 @@ class StoreKeeper(Keeper):
     ) -> None:
         super().__init__(reactor, settings, entropy)
         from twsessions.web.events import Deliverer
+        from twsessions.web.session import Session
 
+        self._plain = Session
         self.owner = owner
         self.link = link
         self.local = link.local
         self.sessions: dict[bytes, Session] = owner.sessions
         self._moving: dict[bytes, Session] = {}  # by the old uid, until the rotation is stored
+        self._resting: OrderedDict[Session, None] = OrderedDict()
         self._touches: dict[Session, None] = {}
         self._touchTask = self.alarm.task(self._writeTouches)
         self._sweepTask = self.alarm.task(self._sweep)
@@ -341,11 +358,12 @@ class StoreKeeper(Keeper):
     def dataOf(self, session: Session) -> Data:
         record = session._record
         limit = self.settings.maxSessionBytes
+        uid = session.uid  # the session itself would make a cycle
 
         def corrupt(name: str, error: Exception) -> None:
             self._log.error(
-                "{session}: a stored value does not decode and reads as absent",
-                session=repr(session),
+                "session {name}: a stored value does not decode and reads as absent",
+                name=logName(uid),
             )
 
         return Data(
@@ -432,11 +450,10 @@ class StoreKeeper(Keeper):
             self._hold(session)
 
     def pinned(self, session: Session) -> None:
-        # On a shared store only what is held here needs the clock's help: the
-        # store ends the rest.
-        if session._ended is None and not self.local:
+        # Only what is held here needs the clock's help: the store ends the rest.
+        if session._ended is None and session.queued is None:
             self._hold(session)
-            if session._isPinned():
+            if self.local or session._isPinned():
                 self.queue(session)
 
     def _hold(self, session: Session) -> None:
@@ -457,12 +474,35 @@ class StoreKeeper(Keeper):
         """
         session._users -= 1
         session._exchange = None
-        if session._users or self.local or session._ended is not None:
+        if session._users or session._ended is not None:
             return
-        if session._isPinned():
+        if self.local:
+            if session._record is not None:
+                self._rest(session)
+        elif session._isPinned():
             self.queue(session)  # it must not stay longer than the store has it
         elif not (self._isBusy(session) or session._hasChanges()):
             self.forget(session)
+
+    def _rest(self, session: Session) -> None:
+        # What the store has in memory is smaller than an object, which is kept
+        # for those only that were used last.
+        resting = self._resting
+        resting[session] = None
+        resting.move_to_end(session)
+        while len(resting) > _RESTING:
+            other, _ = resting.popitem(last=False)
+            if not (
+                other._users
+                or other._ended is not None
+                or other._hasChanges()
+                or other._isPinned()
+                or type(other).expiring is not self._plain.expiring
+            ):
+                self._touches.pop(other, None)
+                self.touchNow(other)
+                self.forget(other)
+                self._due.forget(other)
 
     def unused(self, session: Session) -> None:
         """
@@ -536,6 +576,8 @@ class StoreKeeper(Keeper):
                 self._drop(session)
                 return fail()
             self._moved(session)
+            if not session._users:
+                self._rest(session)
             return succeed(None)
         self._awaken()
         rare = session._more()

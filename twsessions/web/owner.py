@@ -149,8 +149,8 @@ class SessionOwner:
 
         @raise KeyError: there is none.
         """
-        session = self.keeper.found(uid)
-        if session is None or session._ended is not None:
+        session = (self._keeper or self.keeper).found(uid)
+        if session is None:
             raise KeyError("no such session is live in this process")
         return session
 

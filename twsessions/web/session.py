@@ -334,14 +334,17 @@ class Session(server.Session, MutableMapping[str, Any]):
         """
         if self._ended is None:
             keeper = self._keeper
-            self.lastModified = now = keeper.seconds()
-            queued = self.queued
-            if queued is not None:
-                idle = self._idle()
-                if idle is not None and now + idle < queued:
-                    keeper.queue(self)  # it has become shorter
-            if self._record is not None:
+            self.lastModified = keeper.seconds()
+            record = self._record
+            if record is not None:
                 keeper.touched(self)
+            if self.queued is not None and not (
+                record is None
+                and self._rare is None
+                and self.sessionTimeout is keeper.commonIdle
+                and self.absoluteTimeout is keeper.commonAbsolute
+            ):
+                keeper.queue(self)  # earlier, if a limit has become shorter
 
     def setTimeout(self, seconds: float | None) -> None:
         """
