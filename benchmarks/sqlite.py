@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from twisted.internet import defer, task
+from twisted.python.failure import Failure
 from twisted.web import server
 
 from benchmarks.harness import measure
@@ -43,7 +44,7 @@ async def _drive(reactor: Any, site: Any, port: Any) -> float:
     from twisted.internet.utils import getProcessOutput
 
     words = ["-m", "benchmarks.client", port.getHost().port, BROWSERS, REQUESTS]
-    await getProcessOutput(sys.executable, list(map(str, words)), os.environ, errortogether=True)
+    await getProcessOutput(sys.executable, list(map(str, words)), os.environ, errortoo=True)
     return float((site.marks[1] - site.marks[0]) / REQUESTS * 1e6)
 
 
@@ -68,16 +69,18 @@ def perRequest(does: Any, site: Any) -> float:
     page.marks = site.marks = []
     site.resource = page
     site.log = lambda request: None
-    result: list[float] = []
+    result: list[Any] = []
 
     def start() -> None:
         port = reactor.listenTCP(0, site, interface="127.0.0.1")
         done = defer.Deferred.fromCoroutine(_drive(reactor, site, port))
-        done.addCallback(result.append).addBoth(lambda _: reactor.stop())
+        done.addBoth(result.append).addCallback(lambda _: reactor.stop())
 
     reactor.callWhenRunning(start)
     reactor.run()
-    return result[0]
+    if isinstance(result[0], Failure):
+        result[0].raiseException()
+    return float(result[0])
 
 
 @measure

@@ -5,7 +5,7 @@ Between a site and its store: batches, deadlines and a circuit breaker.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, TypeVar, cast
 
@@ -268,6 +268,12 @@ class StoreLink:
         See L{ISessionStore.release}.
         """
         return self._pass("release", name, holder)
+
+    def watch(self, heard: Callable[[Sequence[bytes] | None], None]) -> Deferred[None]:
+        """
+        See L{ISessionStore.watch}.
+        """
+        return self._pass("watch", heard)
 
     def iterate(self, after: bytes | None, limit: int) -> Deferred[list[Record]]:
         """

@@ -7,6 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.defer import Deferred, maybeDeferred
+
+from twsessions.core.codec import decode
 from twsessions.core.data import View
 from twsessions.core.delta import FLASH
 
@@ -60,6 +63,30 @@ class Flash(MutableMapping[str, Any]):
             if default:
                 return default[0]
             raise
+
+    def take(self, key: str, *default: Any) -> Deferred[Any]:
+        """
+        As L{pop}, but of all requests in all processes that ask at the same
+        time only one gets the value. What else has changed in the session is
+        stored, too.
+
+        @return: fires with the value; without a default it fails with
+            C{KeyError} if there is none. It fails as C{session.commit()} does.
+        """
+        session = self._session
+        if session._keeper.local:
+            return maybeDeferred(self.pop, key, *default)
+
+        async def take() -> Any:
+            session._writable()
+            encoded = await session._keeper.take(session, FLASH + key)  # type: ignore[attr-defined]
+            if encoded is not None:
+                return decode(encoded)
+            if default:
+                return default[0]
+            raise KeyError(key)
+
+        return Deferred.fromCoroutine(take())
 
     def popitem(self) -> tuple[str, Any]:
         """

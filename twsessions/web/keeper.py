@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -28,6 +28,7 @@ from twsessions.core.ids import handleOf, isUid, keyOf, logName, makeUid
 from twsessions.core.lifecycle import touchIsDue
 from twsessions.core.record import Record
 from twsessions.errors import (
+    Conflict,
     NeedsSessionSite,
     SessionError,
     SessionGone,
@@ -35,6 +36,7 @@ from twsessions.errors import (
     StoreError,
     TooLateForSession,
 )
+from twsessions.interfaces import HINTS, PRINCIPALS
 from twsessions.web.alarm import SLICE, Alarm
 from twsessions.web.exclusive import Exclusive
 from twsessions.web.settings import Settings
@@ -49,6 +51,7 @@ __all__ = ["Keeper", "StoreKeeper", "keeperOf"]
 
 _RESTING = 1024  # sessions that a store in memory has, kept as objects though nobody uses them
 _NONE_YET, _SEVERAL = object(), object()
+_POLL = 1024  # sessions with something on them that a sweep asks after, at the most
 _STEP = 64  # sessions between two looks at the clock
 _keepers: WeakKeyDictionary[Any, Keeper] = WeakKeyDictionary()
 
@@ -71,6 +74,7 @@ class Keeper:
     """
     Sessions in memory, and one delayed call that ends them.
 
+    @ivar local: whether no other process has these sessions.
     @ivar lookUpIsUse: whether asking a session for its truth counts as use.
     @ivar commonIdle: the idle timeout of all sessions that were ever queued, if
         it and the absolute one are the same objects for all of them: a use of
@@ -80,6 +84,7 @@ class Keeper:
 
     _log = Logger()
     lookUpIsUse = True
+    local = True
 
     def __init__(
         self,
@@ -246,13 +251,27 @@ class StoreKeeper(Keeper):
         self.local = link.local
         self.sessions: dict[bytes, Session] = owner.sessions
         self._moving: dict[bytes, Session] = {}  # by the old uid, until the rotation is stored
+        self._tokens = self._tokenOwner = 0
+        self._tokenStart = b""
+        self._hasHints = HINTS in link.capabilities
+        self._isWatching = False
         self._resting: OrderedDict[Session, None] = OrderedDict()
+        self._watched: dict[bytes, Session] = {}  # by key: others may end them
+        self._moved: dict[bytes, Session] = {}  # by seed: others gave them a new id
         self._touches: dict[Session, None] = {}
         self._touchTask = self.alarm.task(self._writeTouches)
         self._sweepTask = self.alarm.task(self._sweep)
         self._asking: list[Session] = []
         self._askTask = self.alarm.task(self._askAgain)
         self.deliverer = Deliverer(self)
+
+    def _token(self) -> bytes:
+        # Unique, not secret. One system call a commit would cost more than the
+        # rest of it; a forked process must not go on with its parent's.
+        if self._tokenOwner != os.getpid():
+            self._tokenOwner, self._tokenStart = os.getpid(), self.entropy(12)
+        self._tokens += 1
+        return self._tokenStart + (self._tokens & 0xFFFFFFFF).to_bytes(4, "big")
 
     # -- making and finding ---------------------------------------------------
 
@@ -326,10 +345,16 @@ class StoreKeeper(Keeper):
         live = self.sessions.get(uid) or self._moving.get(uid)
         if record is None:
             if live is not None and live._record is not None and not self._isBusy(live):
-                self.lost(live)
+                self._missing(live)
                 live = None
             return live
         record = self._here(record)
+        if live is None and self._moved:
+            live = self._moved.pop(record.seed, None)
+            if live is not None:
+                self.forget(live)
+                live.uid = uid
+                self.sessions[uid] = live
         if live is not None:
             if live._record is None or live._record.version <= record.version:
                 live._adopt(record)
@@ -409,7 +434,7 @@ class StoreKeeper(Keeper):
             return None
         change = Change(
             record.key,
-            self.entropy(16),
+            self._token(),
             usedAgo=max(0.0, now - session.lastModified),
             uses=session._requests,
         )
@@ -441,7 +466,10 @@ class StoreKeeper(Keeper):
         record = self._here(record)
         known = session._record
         if known is None or known.version < record.version:
+            isWatched = known is not None and self._watched.pop(known.key, None) is session
             session._stored(change, record)
+            if isWatched or (known is None and not self.local and session.queued is not None):
+                self._watched[record.key] = session
         if self.local and record.deadline < inf:
             self._sweepTask.by(self.seconds() + max(0.0, record.deadline - record.asOf))
 
@@ -454,7 +482,12 @@ class StoreKeeper(Keeper):
         if session._ended is None and session.queued is None:
             self._hold(session)
             if self.local or session._isPinned():
-                self.queue(session)
+                self._watch(session)
+
+    def _watch(self, session: Session) -> None:
+        self.queue(session)
+        if not self.local and session._record is not None:
+            self._watched[session._record.key] = session
 
     def _hold(self, session: Session) -> None:
         # Somebody has kept it beyond its request: flush() must find it.
@@ -480,7 +513,7 @@ class StoreKeeper(Keeper):
             if session._record is not None:
                 self._rest(session)
         elif session._isPinned():
-            self.queue(session)  # it must not stay longer than the store has it
+            self._watch(session)  # it must not stay longer than the store has it
         elif not (self._isBusy(session) or session._hasChanges()):
             self.forget(session)
 
@@ -559,7 +592,7 @@ class StoreKeeper(Keeper):
         if session._record is not None and not session._hasChanges():
             return succeed(None)
         try:
-            change = session._change(self.entropy(16), self.seconds())
+            change = session._change(self._token(), self.seconds())
         except (TypeError, SessionTooLarge):
             self._drop(session)
             return fail()
@@ -575,10 +608,13 @@ class StoreKeeper(Keeper):
             except SessionError:
                 self._drop(session)
                 return fail()
-            self._moved(session)
+            self._arrived(session)
             if not session._users:
                 self._rest(session)
             return succeed(None)
+        return self._send(session, change)
+
+    def _send(self, session: Session, change: Change) -> Deferred[None]:
         self._awaken()
         rare = session._more()
         rare.commit = self.link.commit(change).addCallbacks(
@@ -586,17 +622,42 @@ class StoreKeeper(Keeper):
         )
         result: Deferred[None] = Deferred()
         rare.commit.addCallbacks(
-            lambda _: self._moved(session),
+            lambda _: self._arrived(session),
             lambda failure: self._refused(session, failure),
         ).addBoth(lambda outcome: self._committed(session, outcome, result))
         return result
 
     def _refused(self, session: Session, failure: Failure) -> Failure:
-        if failure.check(SessionGone):
+        if failure.check(SessionGone) and not session._isPinned():
             self.lost(session)
-        else:
+        elif not failure.check(Conflict):
             self._drop(session)
         return failure
+
+    async def take(self, session: Session, name: str) -> bytes | None:
+        """
+        Remove a stored value, unless another process has done so.
+
+        @param name: with its prefix.
+        @return: the value, encoded, or L{None} if there is none (any more).
+        @raise SessionError: as L{commit}.
+        """
+        await self.commit(session)
+        while self._isBusy(session):
+            await self.commit(session)
+        record = session._record
+        encoded = None if record is None else record.fields.get(name)
+        if record is None or encoded is None:
+            return None
+        change = Change(
+            record.key, self._token(), remove=frozenset((name,)), expect={name: encoded}
+        )
+        try:
+            await self._send(session, change)
+        except Conflict:
+            await self.refresh(session)
+            return None
+        return encoded
 
     def _committed(self, session: Session, outcome: object, result: Deferred[None]) -> None:
         rare = session._more()
@@ -607,6 +668,8 @@ class StoreKeeper(Keeper):
                 waiter.errback(outcome)
             else:
                 waiter.callback(None)
+        if isinstance(outcome, Failure) and outcome.check(SessionGone):
+            self._missing(session)
         self.unused(session)
 
     def _drop(self, session: Session) -> None:
@@ -646,7 +709,7 @@ class StoreKeeper(Keeper):
         self.changed(session)
         return new
 
-    def _moved(self, session: Session) -> None:
+    def _arrived(self, session: Session) -> None:
         for old in [uid for uid, moving in self._moving.items() if moving is session]:
             if session._rare is None or not session._rare.rotated:
                 del self._moving[old]
@@ -744,12 +807,12 @@ class StoreKeeper(Keeper):
             return succeed(None)
         now = self.seconds()
         try:
-            change = session._change(self.entropy(16), now)
+            change = session._change(self._token(), now)
         except (TypeError, SessionTooLarge):
             # It ends all the same, with what is stored already.
             if session._data is not None:
                 session._data.revert()
-            change = session._change(self.entropy(16), now)
+            change = session._change(self._token(), now)
         change.newKey = None
         change.end = reason
         if self.local:
@@ -783,7 +846,8 @@ class StoreKeeper(Keeper):
 
     def _finish(self, session: Session) -> None:
         session._more().forgotten = True
-        self._moved(session)
+        self._unwatch(session)
+        self._arrived(session)
         for old in [uid for uid, moving in self._moving.items() if moving is session]:
             del self._moving[old]
         session._finish()
@@ -811,31 +875,95 @@ class StoreKeeper(Keeper):
             self._ask(session)
 
     def _ask(self, session: Session) -> None:
-        # This clock only asks; the store decides.
-        assert session._record is not None
+        # A clock or a hint only asks; the store decides.
+        record = session._record
+        assert record is not None
 
-        def answered(record: Record | None) -> None:
-            if session._ended is not None:
+        def answered(found: Record | None) -> None:
+            if self._isSettled(session, record):
                 return
-            if record is None:
-                self.lost(session)
+            if found is None:
+                self._missing(session)
             else:
-                session._adopt(self._here(record))
+                session._adopt(self._here(found))
                 session.lastModified = max(session.lastModified, session._record.touched)  # type: ignore[union-attr]
                 self.queue(session)
 
-        def failed(failure: Failure) -> None:
-            self._asking.append(session)
-            self._askTask.by(self.seconds() + self.settings.sweepInterval)
+        self.link.load(record.key).addCallbacks(answered, lambda _: self._askLater(session))
 
-        self.link.load(session._record.key).addCallbacks(answered, failed)
+    def _isSettled(self, session: Session, record: Record) -> bool:
+        # Something that is newer than the question has answered it.
+        return (
+            session._ended is not None
+            or self._isBusy(session)
+            or session._record is None
+            or session._record.key != record.key
+        )
+
+    def _missing(self, session: Session) -> None:
+        """
+        The store has nothing under the session's key: it has ended, or another
+        process has given it a new id, which only its browser knows.
+        """
+        record = session._record
+        if record is None or not session._isPinned() or PRINCIPALS not in self.link.capabilities:
+            self.lost(session)
+            return
+        self.forget(session)
+
+        def answered(found: Record | None) -> None:
+            if self._isSettled(session, record):
+                return
+            if found is None:
+                self.lost(session)
+                return
+            self._unwatch(session)
+            # Whoever comes with the id of old is a stranger.
+            session.uid = makeUid(self.entropy)
+            session._adopt(self._here(found))
+            self._moved[found.seed] = session
+            self._hold(session)
+            self._watch(session)
+
+        self.link.withHandle(record.handle).addCallbacks(
+            answered, lambda _: self._askLater(session)
+        )
+
+    def _askLater(self, session: Session) -> None:
+        self._asking.append(session)
+        self._askTask.by(self.seconds() + self.settings.sweepInterval)
 
     def _askAgain(self, now: float) -> float | None:
         asking, self._asking = self._asking, []
         for session in asking:
-            if session._ended is None:
+            if session._ended is None and session._record is not None:
                 self._ask(session)
         return None
+
+    def _heard(self, keys: Sequence[bytes] | None) -> None:
+        # See ISessionStore.watch.
+        if keys is None:
+            keys = list(self._watched)
+        for key in keys:
+            session = self._watched.get(key)
+            if session is not None and not self._isBusy(session):
+                self._ask(session)
+
+    def _poll(self) -> None:
+        # A store that gives no hints is asked, some sessions at a time.
+        for _ in range(min(_POLL, len(self._watched))):
+            key, session = next(iter(self._watched.items()))
+            del self._watched[key]
+            self._watched[key] = session  # to the end
+            if not self._isBusy(session):
+                self._ask(session)
+
+    def _unwatch(self, session: Session) -> None:
+        record = session._record
+        if record is not None and self._watched.get(record.key) is session:
+            del self._watched[record.key]
+        if record is not None and self._moved.get(record.seed) is session:
+            del self._moved[record.seed]
 
     # -- sweeping -------------------------------------------------------------
 
@@ -867,11 +995,16 @@ class StoreKeeper(Keeper):
         def done(swept: Any) -> None:
             if swept.ended:
                 self.deliverer.poke()
+            if not self._hasHints:
+                self._poll()
             self._sweepTask.by(self.seconds() + (0.0 if swept.more else interval))
 
         def failed(failure: Failure) -> None:
             self._sweepTask.by(self.seconds() + interval)
 
+        if self._hasHints and not self._isWatching:
+            self._isWatching = True
+            self.link.watch(self._heard).addErrback(lambda _: setattr(self, "_isWatching", False))
         self.link.sweep(256).addCallbacks(done, failed)
         return None
 
@@ -891,7 +1024,7 @@ class StoreKeeper(Keeper):
                 await self.end(live, reason)
                 return True
         try:
-            await self.link.commit(Change(record.key, self.entropy(16), end=reason))
+            await self.link.commit(Change(record.key, self._token(), end=reason))
         except SessionGone:
             return False
         self.deliverer.poke()

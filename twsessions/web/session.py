@@ -634,8 +634,9 @@ class Session(server.Session, MutableMapping[str, Any]):
             self._keeper.introduce(self, change.birth)
             change.idle = idle
         else:
-            if record.key != key:
-                change.key, change.newKey = record.key, key
+            change.key = record.key
+            if rare is not None and rare.rotated:
+                change.newKey = key
             if idle != record.idle:
                 change.idle = idle
         if rare is not None:
@@ -657,7 +658,8 @@ class Session(server.Session, MutableMapping[str, Any]):
                 rare.login = False
             if change.ownIdle is True and rare.idle == record.idle:
                 rare.idle = UNSET
-            rare.rotated = record.key != keyOf(self.uid)
+            if change.newKey is not None or change.birth is not None:
+                rare.rotated = record.key != keyOf(self.uid)
         self._record = record
         self._seed = None
         data = self._data
