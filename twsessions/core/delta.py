@@ -48,6 +48,7 @@ class Birth:
     @ivar ago: seconds since the session was made, by the clock of whoever
         made it: C{created} is the store's now less this.
     @ivar absolute: see L{Record.absolute}.
+    @ivar epoch: logins so far; of a session that comes from another store.
     """
 
     seed: bytes = field(repr=False)
@@ -56,6 +57,7 @@ class Birth:
     secure: bool = False
     address: str | None = None
     userAgent: str | None = None
+    epoch: int = 0
 
 
 @dataclass(slots=True)
@@ -140,6 +142,7 @@ def apply(record: Record | None, change: Change, now: float) -> Record:
             secure=birth.secure,
             address=birth.address,
             userAgent=birth.userAgent,
+            epoch=birth.epoch,
         )
     elif record is None or not isAlive(record, now):
         raise SessionGone("the session has ended")

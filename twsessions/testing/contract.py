@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 from unittest import SkipTest
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 
 from twsessions.core.delta import Birth, Change
@@ -218,6 +218,20 @@ class StoreContractMixin:
         await self.one(change_)
         await self.advance(6.0)
         assert not await self.isAlive(key)
+
+    async def test_birthOfAnOlderSession(self) -> None:
+        """
+        One that comes from another store.
+        """
+        new = create(newKey(), uses=7, usedAgo=3.0, principal="ann", ownIdle=True)
+        assert new.birth is not None
+        new.birth.ago, new.birth.epoch = 40.0, 2
+        record = await self.one(new)
+        assert (record.uses, record.epoch, record.principal, record.ownIdle) == (7, 2, "ann", True)
+        assert abs(record.asOf - record.created - 40.0) < 1.0
+        assert abs(record.asOf - record.touched - 3.0) < 1.0
+        again = await self.one(change(new.key, login=True))
+        assert again.epoch == 3
 
     async def test_loadMissing(self) -> None:
         key = newKey()
@@ -453,6 +467,33 @@ class StoreContractMixin:
         assert [type(outcome) for outcome in outcomes] == [Record, SessionGone]
         assert (await self.isAlive(a), await self.isAlive(b)) == (True, False)
 
+    async def test_concurrentRotationsHaveOneWinner(self) -> None:
+        key, other = await self.made(set={"da": b"1"}), await self._peer()
+        keys = [newKey() for _ in range(4)]
+        rounds = [
+            store.commit([change(key, newKey=to)])
+            for store, to in zip((self.store, other) * 2, keys, strict=True)
+        ]
+        outcomes = [outcome for (outcome,) in await gatherResults(rounds)]
+        won = [outcome.key for outcome in outcomes if isinstance(outcome, Record)]
+        assert len(won) == 1, outcomes
+        assert sum(isinstance(outcome, SessionGone) for outcome in outcomes) == 3, outcomes
+        for store in (self.store, other):
+            records = await store.load([key, *keys])
+            assert [record.key for record in records if record is not None] == won
+        assert await self.fields(won[0]) == {"da": b"1"}
+
+    async def test_rotateOntoATakenKey(self) -> None:
+        a = await self.made(set={"da": b"1"})
+        b = await self.made(set={"da": b"2"}, principal="ann")
+        await self.refused(change(a, newKey=b, set={"db": b"!"}, login=True), IdCollision)
+        assert (await self.fields(a), await self.fields(b)) == ({"da": b"1"}, {"da": b"2"})
+        records = await self.store.load([a, b])
+        assert [(record.version, record.epoch) for record in records] == [(1, 0), (1, 0)]
+        to = newKey()
+        await self.one(change(a, newKey=to))
+        assert await self.fields(to) == {"da": b"1"}
+
     async def test_rotateMissingIsGone(self) -> None:
         to = newKey()
         await self.refused(change(newKey(), newKey=to), SessionGone)
@@ -510,6 +551,41 @@ class StoreContractMixin:
         await self.made(idle=10.0)
         wait = (await self.store.sweep(10)).wait
         assert wait is not None and wait <= 10.0
+
+    async def test_whoWaitsAsToldIsThereInTime(self) -> None:
+        await self.made(idle=10.0)
+        await self.made(idle=300.0)
+        waited = 0.0
+        for _ in range(50):
+            swept = await self.store.sweep(10)
+            if swept.ended:
+                break
+            if not swept.more:
+                assert swept.wait is not None and swept.wait >= 0.0
+                waited += swept.wait
+                assert waited < 10.1, "overslept"
+                await self.advance(swept.wait)
+        assert swept.ended == 1
+
+    async def test_sweepEndsTheEarliestFirst(self) -> None:
+        self._needs(EVENTS)
+        await self.store.listen()
+        idles = [30.0, 10.9, 10.1, 20.0, 10.5, 10.3, 5.0]
+        keys = [newKey() for _ in idles]
+        # Of one batch, so that all are of the same moment.
+        pairs = zip(keys, idles, strict=True)
+        await self.store.commit([create(key, idle=idle) for key, idle in pairs])
+        await self.one(change(keys[6], idle=25.0))
+        idles[6] = 25.0
+        await self.advance(100.0)
+        order: list[bytes] = []
+        for _ in range(100):
+            swept = await self.store.sweep(1)
+            assert swept.ended <= 1
+            order += [end.record.key for end in await self.store.claim(10, 30.0)]
+            if not swept.more:
+                break
+        assert order == [key for _, key in sorted(zip(idles, keys, strict=True))]
 
     async def test_endsCarryWhatWasThere(self) -> None:
         self._needs(EVENTS)
@@ -718,6 +794,33 @@ class StoreContractMixin:
             after = page[-1].key
         assert seen == keys
 
+    async def test_iterateMeetsNoGhosts(self) -> None:
+        self._needs(ITERATE)
+        keys = sorted([await self.made(idle=60.0) for _ in range(12)])
+        first, *middle, last = keys
+        # More than a page of those that are due: that is not the end.
+        for key in middle:
+            await self.one(change(key, idle=10.0))
+        await self.advance(11.0)
+        assert await self._walked(3) == [first, last]
+        to = newKey()
+        await self.one(change(first, newKey=to))
+        assert await self._walked(3) == sorted([to, last])
+        await self.one(change(last, end="logout"))
+        assert await self._walked(3) == [to]
+        await self.sweepAll()
+        assert await self._walked(3) == [to]
+
+    async def _walked(self, limit: int) -> list[bytes]:
+        """
+        The keys of all living sessions, by pages.
+        """
+        keys: list[bytes] = []
+        while page := await self.store.iterate(keys[-1] if keys else None, limit):
+            assert len(page) <= limit
+            keys += [record.key for record in page]
+        return keys
+
     # -- the rest -------------------------------------------------------------
 
     async def test_whatIsNotDeclaredIsRefused(self) -> None:
@@ -760,6 +863,32 @@ class StoreContractMixin:
             except StoreUnavailable:
                 continue
             raise AssertionError("a closed store answered")
+
+    async def test_everythingIsRefusedAfterClose(self) -> None:
+        key, store = await self.made(), self.store
+        await store.close()
+        uses: list[tuple[str | None, Callable[[], Any]]] = [
+            (None, lambda: store.load([key])),
+            (None, lambda: store.load([])),
+            (None, lambda: store.commit([create(newKey())])),
+            (None, lambda: store.sweep(1)),
+            (EVENTS, lambda: store.listen()),
+            (EVENTS, lambda: store.claim(1, 1.0)),
+            (EVENTS, lambda: store.settle([Verdict(b"i" * 16, b"c")])),
+            (PRINCIPALS, lambda: store.sessionsOf("ann")),
+            (PRINCIPALS, lambda: store.withHandle(b"h" * 16)),
+            (EXCLUSIVE, lambda: store.acquire(b"x", b"a", 1.0)),
+            (EXCLUSIVE, lambda: store.release(b"x", b"a")),
+            (HINTS, lambda: store.watch(lambda keys: None)),
+            (ITERATE, lambda: store.iterate(None, 1)),
+        ]
+        for number, (capability, use) in enumerate(uses):
+            if capability is None or capability in store.capabilities:
+                try:
+                    await use()
+                except StoreUnavailable:
+                    continue
+                raise AssertionError(f"a closed store answered: {capability}, {number}")
 
     async def test_noIdIsInTheStoredBytes(self) -> None:
         uid = makeUid(os.urandom)
@@ -829,6 +958,16 @@ class StoreContractMixin:
         other = await self.reopen(self.store)
         if other is None:
             raise SkipTest("the store cannot be opened twice")
+        self._opened.append(other)
+        return other
+
+    async def _peer(self) -> Any:
+        """
+        Another store object on the same place, or else the same.
+        """
+        other = await self.reopen(self.store)
+        if other is None:
+            return self.store
         self._opened.append(other)
         return other
 

@@ -1,0 +1,207 @@
+"""
+Copy living sessions from one store to another, while both are in use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from twsessions.core.codec import decode, encode
+from twsessions.core.delta import Birth, Change
+from twsessions.core.record import Record
+from twsessions.errors import IdCollision, NotSupported, SessionGone
+from twsessions.interfaces import ITERATE, ISessionStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Counts", "migrate"]
+
+_PAGE = 256  # sessions in one round trip
+
+
+@dataclass
+class Counts:
+    """
+    What a L{migrate} did.
+
+    @ivar copied: sessions that the target did not have.
+    @ivar updated: those it had, that were used in the source since.
+    @ivar same: those it had, at least as new.
+    @ivar ended: those that ended, in either store, while they were copied.
+    @ivar done: how far it has come, from 0 to 1.
+    """
+
+    copied: int = 0
+    updated: int = 0
+    same: int = 0
+    ended: int = 0
+    done: float = 0.0
+
+    @property
+    def seen(self) -> int:
+        """
+        Sessions looked at.
+        """
+        return self.copied + self.updated + self.same + self.ended
+
+
+async def migrate(
+    source: ISessionStore,
+    target: ISessionStore,
+    name: str,
+    progress: Callable[[Counts], object] = lambda counts: None,
+) -> Counts:
+    """
+    Copy every living session, with its deadlines, principal, id and CSRF token;
+    users notice nothing. What was copied before is brought up to date if it
+    was last used in the source. So run it while the site is on the source,
+    move the site, and run it again.
+
+    Once it has come to its end, a session that is missing in the target has
+    ended there and is not copied again, unless it was made since.
+
+    @param name: tells this source from others, in the mark that it leaves in
+        the target.
+    @param progress: called after every page of sessions.
+    @return: the counts.
+    @raise NotSupported: the source cannot list its sessions.
+    @raise StoreUnavailable: one of the stores failed; run it again.
+    """
+    if ITERATE not in source.capabilities:
+        raise NotSupported("the source cannot list its sessions (memcached cannot)")
+    mark = _Mark(target, name)
+    before = await mark.read()
+    began: float | None = None
+    counts = Counts()
+    after: bytes | None = None
+    while page := await source.iterate(after, _PAGE):
+        if began is None:
+            began = page[0].asOf
+            if before is None:
+                await mark.write(began, False)
+        await _copy([record for record in page if record.key != mark.key], before, target, counts)
+        after = page[-1].key
+        # Keys are hashes, spread evenly: where one lies is how far it is.
+        counts.done = int.from_bytes(after[:4], "big") / 2**32
+        progress(counts)
+    if began is not None:
+        await mark.write(began, True)
+    counts.done = 1.0
+    progress(counts)
+    return counts
+
+
+class _Mark:
+    """
+    A record in the target that says when a source was last copied whole.
+    """
+
+    def __init__(self, target: ISessionStore, name: str) -> None:
+        self.target = target
+        self.key = sha256(b"twsessions migrate " + name.encode()).digest()
+
+    async def read(self) -> float | None:
+        """
+        The source's time at which the last whole run began.
+        """
+        [record] = await self.target.load([self.key])
+        value = None if record is None else record.fields.get("dwhole")
+        return None if value is None else float(str(decode(value)))
+
+    async def write(self, began: float, isWhole: bool) -> None:
+        """
+        Say that a run has begun, or has come to its end.
+        """
+        fields = {"dwhole": encode(began)} if isWhole else {"dbegan": encode(began)}
+        birth = Birth(self.key[:16], absolute=30 * 86400.0)
+        outcomes = await self.target.commit(
+            [
+                Change(self.key, os.urandom(16), birth=birth, idle=None),
+                Change(self.key, os.urandom(16), set=fields),
+            ]
+        )
+        if isinstance(outcomes[1], Exception):
+            raise outcomes[1]
+
+
+async def _copy(
+    page: Sequence[Record], before: float | None, target: ISessionStore, counts: Counts
+) -> None:
+    isNew = [before is None or record.created > before for record in page]
+    new = [record for record, flag in zip(page, isNew, strict=True) if flag]
+    there = [record for record, flag in zip(page, isNew, strict=True) if not flag]
+    outcomes = await target.commit([_birthOf(record) for record in new]) if new else ()
+    for record, outcome in zip(new, outcomes, strict=True):
+        if isinstance(outcome, IdCollision):
+            there.append(record)
+        elif isinstance(outcome, Exception):
+            raise outcome
+        else:
+            counts.copied += 1
+    if there:
+        await _update(there, target, counts)
+
+
+async def _update(records: Sequence[Record], target: ISessionStore, counts: Counts) -> None:
+    newer = []
+    for record, copy in zip(records, await target.load([r.key for r in records]), strict=True):
+        if copy is None or copy.seed != record.seed:
+            counts.ended += 1
+        elif record.asOf - record.touched >= copy.asOf - copy.touched - _SAME:
+            counts.same += 1
+        else:
+            newer.append(_changeTo(record, copy))
+    for outcome in await target.commit(newer) if newer else ():
+        if isinstance(outcome, SessionGone):
+            counts.ended += 1
+        elif isinstance(outcome, Exception):
+            raise outcome
+        else:
+            counts.updated += 1
+
+
+_SAME = 1.0  # seconds by which two stores may see the same use at different times
+
+
+def _birthOf(record: Record) -> Change:
+    return Change(
+        record.key,
+        os.urandom(16),
+        birth=Birth(
+            record.seed,
+            ago=record.asOf - record.created,
+            absolute=record.absolute,
+            secure=record.secure,
+            address=record.address,
+            userAgent=record.userAgent,
+            epoch=record.epoch,
+        ),
+        set=record.fields,
+        idle=record.idle,
+        ownIdle=record.ownIdle,
+        principal=record.principal,
+        usedAgo=record.asOf - record.touched,
+        uses=record.uses,
+    )
+
+
+def _changeTo(record: Record, copy: Record) -> Change:
+    return Change(
+        record.key,
+        os.urandom(16),
+        set={
+            name: value for name, value in record.fields.items() if copy.fields.get(name) != value
+        },
+        remove=frozenset(copy.fields) - frozenset(record.fields),
+        idle=record.idle,
+        ownIdle=record.ownIdle,
+        principal=record.principal,
+        login=record.epoch > copy.epoch,
+        usedAgo=record.asOf - record.touched,
+        uses=max(0, record.uses - copy.uses),
+    )

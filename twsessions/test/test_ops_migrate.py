@@ -1,0 +1,220 @@
+"""
+Moving sessions from store to store, as an operator does it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from twsessions import SessionSite
+from twsessions.core.delta import Birth
+from twsessions.errors import NotSupported, StoreUnavailable
+from twsessions.interfaces import ITERATE
+from twsessions.ops.cli import run
+from twsessions.ops.migrate import Counts, migrate
+from twsessions.stores.memory import MemoryStore
+from twsessions.testing.contract import change, create, newKey
+from twsessions.testing.faulty import FaultyStore
+
+
+def result(thing: Any) -> Any:
+    results: list[Any] = []
+    deferred = thing if isinstance(thing, Deferred) else Deferred.fromCoroutine(thing)
+    deferred.addBoth(results.append)
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    return results[0]
+
+
+class World:
+    """
+    Two stores with clocks of their own.
+    """
+
+    def __init__(self) -> None:
+        self.here, self.there = Clock(), Clock()
+        self.here.advance(5000)
+        self.there.advance(1_000_000)
+        self.source = MemoryStore(self.here.seconds)
+        self.target = MemoryStore(self.there.seconds)
+        self.keys: list[bytes] = []
+
+    def make(self, count: int, **what: Any) -> None:
+        for _ in range(count):
+            what.setdefault("set", {"dn": b"1"})
+            key = newKey()
+            result(self.source.commit([create(key, idle=900.0, absolute=5000.0, **what)]))
+            self.keys.append(key)
+
+    def wait(self, seconds: float) -> None:
+        self.here.advance(seconds)
+        self.there.advance(seconds)
+
+    def migrate(self, target: Any = None, **kwargs: Any) -> Counts:
+        counts: Counts = result(migrate(self.source, target or self.target, "x", **kwargs))
+        return counts
+
+    def copies(self) -> list[Any]:
+        return list(result(self.target.load(self.keys)))
+
+
+def test_everythingButTheClockIsTheSame() -> None:
+    world = World()
+    world.make(3, principal="ann", uses=4, ownIdle=True)
+    [login] = result(world.source.commit([change(world.keys[0], login=True)]))
+    world.wait(100)
+    result(world.source.commit([change(world.keys[1], usedAgo=10.0)]))
+    counts = world.migrate()
+    assert (counts.copied, counts.seen, counts.done) == (3, 3, 1.0)
+    originals = result(world.source.load(world.keys))
+    for original, copy in zip(originals, world.copies(), strict=True):
+        for name in "seed idle absolute fields uses principal epoch ownIdle secure".split():
+            assert getattr(copy, name) == getattr(original, name), name
+        assert copy.deadline - copy.asOf == pytest.approx(original.deadline - original.asOf)
+        assert copy.asOf - copy.created == pytest.approx(original.asOf - original.created)
+    assert world.copies()[0].epoch == login.epoch == 1
+    assert world.copies()[0].handle == originals[0].handle
+
+
+def test_runAgain() -> None:
+    """
+    Before and after the site is moved.
+    """
+    world = World()
+    world.make(6)
+    moved, used, inBoth, ended, untouched, gone = world.keys
+    world.migrate()
+    world.wait(50)
+    world.make(1)  # and some use, before the site is on the target
+    result(
+        world.source.commit([change(used, set={"dn": b"2"}, remove=frozenset("x"), usedAgo=0.0)])
+    )
+    result(world.source.commit([change(inBoth, set={"dn": b"old"}, usedAgo=0.0)]))
+    result(world.source.commit([change(gone, end="logout")]))
+    world.wait(50)
+    result(world.target.commit([change(moved, set={"dn": b"new"}, usedAgo=0.0)]))
+    result(world.target.commit([change(inBoth, set={"dn": b"new"}, usedAgo=0.0)]))
+    result(world.target.commit([change(ended, end="logout")]))
+    counts = world.migrate()
+    values = [copy and copy.fields["dn"] for copy in world.copies()]
+    assert values == [b"new", b"2", b"new", None, b"1", b"1", b"1"]
+    assert (counts.copied, counts.updated, counts.same, counts.ended) == (1, 1, 3, 1)
+    # It is the logout that counts, however often it runs.
+    world.migrate()
+    assert world.copies()[3] is None
+
+
+def test_stoppedAndRunAgain() -> None:
+    world = World()
+    world.make(700)
+    faulty = FaultyStore(world.target)
+    pages: list[float] = []
+
+    def progress(counts: Counts) -> None:
+        pages.append(counts.done)
+        faulty.down = len(pages) == 2
+
+    with pytest.raises(StoreUnavailable):
+        world.migrate(faulty, progress=progress)
+    assert 0 < pages[0] < pages[1] < 1
+    faulty.down = False
+    counts = world.migrate(faulty)
+    assert (counts.copied, counts.same) == (700 - 512, 512)
+    assert None not in world.copies()
+
+
+def test_severalSources() -> None:
+    world = World()
+    world.make(2)
+    other = MemoryStore(world.here.seconds)
+    key = newKey()
+    result(other.commit([create(key)]))
+    world.wait(10)
+    world.migrate()
+    counts = result(migrate(other, world.target, "y"))
+    assert counts.copied == 1 and result(world.target.load([key])) != [None]
+
+
+def test_anIdThatIsTakenIsNotTouched() -> None:
+    world = World()
+    world.make(1)
+    stranger = create(world.keys[0], set={"dn": b"other"})
+    assert isinstance(stranger.birth, Birth)
+    result(world.target.commit([stranger]))
+    assert world.migrate().ended == 1
+    assert world.copies()[0].fields == {"dn": b"other"}
+
+
+def test_aSourceThatCannotList() -> None:
+    class Blind(FaultyStore):
+        @property
+        def capabilities(self) -> frozenset[str]:
+            return super().capabilities - {ITERATE}
+
+    world = World()
+    with pytest.raises(NotSupported):
+        result(migrate(Blind(world.source), world.target, "x"))
+
+
+def sessions(path: Path, count: int) -> list[bytes]:
+    clock = Clock()
+    clock.advance(1_000_000)
+    from twisted.web.resource import Resource
+
+    site = SessionSite(Resource(), reactor=clock, store=f"sqlite:///{path}")
+    made = []
+    for number in range(count):
+        session = site.makeSession()
+        session.sessionTimeout = None
+        session.absoluteTimeout = None
+        session["n"] = number
+        result(session.commit())
+        made.append(session.uid)
+    result(site._stop())
+    return made
+
+
+def test_fromTheCommandLine(tmp_path: Path) -> None:
+    uids = sessions(tmp_path / "a.db", 5)
+    done = subprocess.run(
+        [sys.executable, "-m", "twsessions", "migrate", "sqlite:///a.db", "$THERE"],
+        cwd=tmp_path,
+        env=dict(os.environ, THERE="sqlite:///b.db", PYTHONPATH=str(Path(__file__).parents[2])),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "5 sessions: 5 copied" in done.stderr
+    clock = Clock()
+    clock.advance(1_000_000)
+    from twisted.web.resource import Resource
+
+    site = SessionSite(Resource(), reactor=clock, store=f"sqlite:///{tmp_path}/b.db")
+    assert [result(site.loadSession(uid))["n"] for uid in uids] == [0, 1, 2, 3, 4]
+    result(site._stop())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sqlite:///x.db", "nonsense"], "begins with one of"),
+        (["$NOWHERE", "memory:"], "no environment variable NOWHERE"),
+        (["memory:", "memory:"], "the same store"),
+        (["sqlite:////no/such/directory/x.db", "memory:"], "stopped: "),
+    ],
+)
+def test_mistakes(arguments: list[str], said: str) -> None:
+    out = StringIO()
+    assert result(run(Clock(), ["migrate", *arguments], out)) == 1
+    assert said in out.getvalue()
