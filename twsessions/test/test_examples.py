@@ -32,11 +32,11 @@ class Example:
     A running example.
     """
 
-    def __init__(self, name: str, directory: Path, port: int) -> None:
+    def __init__(self, name: str, directory: Path, port: int, **settings: str) -> None:
         self.port = port
         self.log = directory / f"{name}.log"
         self._output = self.log.open("ab")
-        environment = dict(os.environ, PORT=str(port), PYTHONPATH=str(ROOT))
+        environment = dict(os.environ, PORT=str(port), PYTHONPATH=str(ROOT), **settings)
         run = "from twisted.scripts.twistd import run; run()"
         arguments = ["--pidfile=", "-ny", str(EXAMPLES / f"{name}.py")]
         already = len(self.lines())
@@ -112,8 +112,8 @@ def port() -> int:
 
 
 @contextmanager
-def running(name: str, directory: Path, port: int) -> Iterator[Example]:
-    example = Example(name, directory, port)
+def running(name: str, directory: Path, port: int, **settings: str) -> Iterator[Example]:
+    example = Example(name, directory, port, **settings)
     try:
         yield example
     finally:
@@ -166,6 +166,59 @@ def test_klein(tmp_path: Path, port: int) -> None:
         assert "You are nobody" in visitor.post("/logout")
         thief.cookie = stolen
         assert "You are nobody" in thief.get()
+
+
+def test_processes(tmp_path: Path, port: int) -> None:
+    """
+    Log in on one, read on another, log out on a third. Those that have had
+    their turn are stopped, so that another one must answer.
+    """
+    visitor, thief = Visitor(port), Visitor(port)
+    stopped: list[int] = []
+
+    def pid(page: str) -> int:
+        found = re.search(r"process (\d+)", page)
+        assert found is not None, page
+        return int(found[1])
+
+    def another(page: str) -> None:
+        stopped.append(pid(page))
+        os.kill(stopped[-1], signal.SIGSTOP)
+
+    with running("processes", tmp_path, port, PROCESSES="3") as example:
+        try:
+            until = time.monotonic() + PATIENCE
+            while len(re.findall("starting on", example.log.read_text())) < 3:
+                assert time.monotonic() < until
+                select.select([], [], [], 0.02)
+            page = visitor.post("/login", name="ann")
+            assert "You are ann" in page
+            another(page)
+            page = visitor.get()
+            assert "You are ann" in page and "asked 2 times" in page
+            another(page)
+            thief.cookie = visitor.cookie
+            page = visitor.post("/logout")
+            assert "You are nobody" in page
+            last = pid(page)
+            assert last not in stopped and len(set(stopped)) == 2
+            for process in stopped:
+                os.kill(process, signal.SIGCONT)
+            os.kill(last, signal.SIGSTOP)
+            stopped.append(last)
+            assert "You are nobody" in thief.get()
+        finally:
+            for process in stopped:
+                os.kill(process, signal.SIGCONT)
+        # One that dies is started again; all end with the first.
+        first = example.process.pid
+        other = next(process for process in stopped if process != first)
+        os.kill(other, signal.SIGKILL)
+        example.wait(lambda line: "a process has ended" in line)
+        example.process.terminate()
+        example.process.wait(PATIENCE)
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", port), 1)
 
 
 def test_demo(tmp_path: Path, port: int) -> None:
