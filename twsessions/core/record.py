@@ -5,7 +5,7 @@ A session as a store keeps it: the record, and its one packed form.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -92,7 +92,25 @@ class Record:
         """
         This record, read at another time.
         """
-        return replace(self, asOf=now)
+        return Record(  # dataclasses.replace() takes seven times as long
+            self.key,
+            self.seed,
+            self.created,
+            self.touched,
+            self.idle,
+            self.absolute,
+            self.fields,
+            self.version,
+            self.uses,
+            self.principal,
+            self.epoch,
+            self.ownIdle,
+            self.secure,
+            self.address,
+            self.userAgent,
+            self.token,
+            now,
+        )
 
 
 def pack(record: Record) -> bytes:

@@ -524,7 +524,9 @@ class Exchange:
                 slot.losses = losses
                 waits.append(fail(_loss(session)))
             elif keeper.needsCommit(session):
-                waits.append(keeper.commit(session))
+                stored = keeper.commit(session)
+                if not stored.called or isinstance(stored.result, Failure):
+                    waits.append(stored)
             elif session._ended is None and keeper.touchDue(session):
                 touched = keeper.touchNow(session)
                 if touched is not None:
