@@ -146,7 +146,7 @@ def write(text: str, command: str, scale: int, rounds: int) -> None:
     head = (
         "Results\n=======\n\n"
         f"Made by ``{command}`` on {date.today()}: medians of {rounds} rounds in random order,\n"
-        f"each measure in a process of its own; {scale:,} sessions where it says \"of many\".\n"
+        f'each measure in a process of its own; {scale:,} sessions where it says "of many".\n'
         f"Python {platform.python_version()}, Twisted {twisted.__version__},"
         f" SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores, {platform.machine()}.\n"
         "Times are CPU time of the measured process; only the ratios mean anything elsewhere.\n\n"

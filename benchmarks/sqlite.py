@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from hashlib import sha256
 from typing import Any
 
 from twisted.internet import defer, task
@@ -27,7 +28,7 @@ from twsessions.stores._threads import InlineWorker, ThreadWorker
 from twsessions.stores.sqlite import SQLiteStore
 
 REQUESTS = 3000
-GROUP = 100
+GROUP, GROUPS = 100, 200
 
 
 def count(request: Any) -> None:
@@ -108,9 +109,7 @@ def _django(directory: str) -> Any:
                 "ENGINE": "django.db.backends.sqlite3",
                 "NAME": f"{directory}/d.db",
                 "CONN_MAX_AGE": None,
-                "OPTIONS": {
-                    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"
-                },
+                "OPTIONS": {"init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"},
             }
         },
         INSTALLED_APPS=["django.contrib.sessions"],
@@ -186,6 +185,17 @@ def _answer(deferred: Any) -> Any:
     return results[0]
 
 
+def _keys(scale: int) -> list[bytes]:
+    """
+    Keys of many sessions, of which some are written: in no order, as hashes are.
+    """
+    return [sha256(b"%d" % number).digest() for number in range(max(2000, scale // 10))]
+
+
+def _some(keys: list[bytes], turn: int) -> list[bytes]:
+    return [keys[(turn * GROUP + number) * 7919 % len(keys)] for number in range(GROUP)]
+
+
 @measure
 def oursGroups(scale: int) -> float:
     """
@@ -193,25 +203,21 @@ def oursGroups(scale: int) -> float:
     """
     with tempfile.TemporaryDirectory() as directory:
         store = SQLiteStore(f"{directory}/s.db", time.time, InlineWorker(), InlineWorker())
-        keys = [number.to_bytes(32, "big") for number in range(2000)]
+        keys = _keys(scale)
         for at in range(0, len(keys), GROUP):
-            _answer(
-                store.commit(
-                    [
-                        Change(key, b"0", Birth(key[16:]), _fields(at), idle=900.0)
-                        for key in keys[at : at + GROUP]
-                    ]
-                )
-            )
+            births = [
+                Change(key, b"0", Birth(key[16:]), _fields(at), idle=900.0)
+                for key in keys[at : at + GROUP]
+            ]
+            _answer(store.commit(births))
         started = time.process_time()
-        for turn in range(3):
-            for at in range(0, len(keys), GROUP):
-                changes = [
-                    Change(key, b"%d" % turn, set={"duser": encode(turn)}, usedAgo=0.0)
-                    for key in keys[at : at + GROUP]
-                ]
-                _answer(store.commit(changes))
-        return 3 * len(keys) / (time.process_time() - started)
+        for turn in range(GROUPS):
+            changes = [
+                Change(key, b"%d" % turn, set={"duser": encode(turn)}, usedAgo=0.0)
+                for key in _some(keys, turn)
+            ]
+            _answer(store.commit(changes))
+        return GROUPS * GROUP / (time.process_time() - started)
 
 
 @measure
@@ -225,22 +231,25 @@ def rawGroups(scale: int) -> float:
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("CREATE TABLE s (key BLOB PRIMARY KEY, record BLOB, due REAL)")
         connection.execute("CREATE INDEX d ON s (due)")
-        keys = [number.to_bytes(32, "big") for number in range(2000)]
+        keys = _keys(scale)
         blob = b"".join(name.encode() + value for name, value in _fields(1).items())
         upsert = (
             "INSERT INTO s VALUES (?, ?, ?) ON CONFLICT (key)"
             " DO UPDATE SET record = excluded.record, due = excluded.due"
         )
-        started = 0.0
-        for turn in range(4):
-            if turn == 1:
-                started = time.process_time()
-            for at in range(0, len(keys), GROUP):
-                rows = [(key, blob + b"%d" % turn, time.time()) for key in keys[at : at + GROUP]]
-                connection.execute("BEGIN IMMEDIATE")
-                connection.executemany(upsert, rows)
-                connection.execute("COMMIT")
-        return 3 * len(keys) / (time.process_time() - started)
+
+        def write(some: list[bytes], turn: int) -> None:
+            rows = [(key, blob + b"%d" % turn, time.time()) for key in some]
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(upsert, rows)
+            connection.execute("COMMIT")
+
+        for at in range(0, len(keys), GROUP):
+            write(keys[at : at + GROUP], 0)
+        started = time.process_time()
+        for turn in range(GROUPS):
+            write(_some(keys, turn), turn)
+        return GROUPS * GROUP / (time.process_time() - started)
 
 
 def _stocked(directory: str, scale: int) -> str:
@@ -315,13 +324,14 @@ def memoryOfASmallStart(scale: int) -> float:
 
 
 _WRITER = """
-import sqlite3, sys, os
+import sqlite3, sys, os, time
 connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
 while True:
     connection.execute("BEGIN IMMEDIATE")
     for _ in range(200):
         connection.execute("UPDATE session SET due = due WHERE key = ?", (os.urandom(32),))
     connection.execute("COMMIT")
+    time.sleep(0.002)
 """
 
 
@@ -338,12 +348,22 @@ def gapWhileAnotherWrites(scale: int) -> float:
             path, time.time, ThreadWorker(reactor, "reader"), ThreadWorker(reactor, "writer")
         )
         gaps: list[float] = []
+        failures: list[Failure] = []
 
         async def work() -> None:
             keys = [os.urandom(32) for _ in range(500)]
             await store.commit([Change(k, b"0", Birth(k[:16]), _fields(1)) for k in keys])
             writer = subprocess.Popen([sys.executable, "-c", _WRITER, path])
+            try:
+                await busy(keys)
+            finally:
+                writer.kill()
+                writer.wait()
+                await store.close()
+
+        async def busy(keys: list[bytes]) -> None:
             gc.freeze()
+            await task.deferLater(reactor, 0.3, lambda: None)
             last = time.perf_counter()
 
             def tick() -> None:
@@ -353,26 +373,21 @@ def gapWhileAnotherWrites(scale: int) -> float:
                 last = now
 
             ticking = task.LoopingCall(tick)
-            await task.deferLater(reactor, 0.3, lambda: None)
-            last = time.perf_counter()
             ticking.start(0.001)
-            until = time.perf_counter() + 4
-            turn = 0
-            while time.perf_counter() < until:
-                turn += 1
-                some = keys[turn % 400 : turn % 400 + 20]
+            for turn in range(400):
+                some = keys[turn : turn + 20]
                 changes = [Change(k, os.urandom(8), set={"dn": encode(turn)}) for k in some]
                 await defer.gatherResults([store.load(some), store.commit(changes)])
             ticking.stop()
-            writer.kill()
-            writer.wait()
-            await store.close()
 
         def start() -> None:
-            defer.Deferred.fromCoroutine(work()).addBoth(lambda _: reactor.stop())
+            done = defer.Deferred.fromCoroutine(work())
+            done.addErrback(failures.append).addCallback(lambda _: reactor.stop())
 
         reactor.callWhenRunning(start)
         reactor.run()
+        for failure in failures:
+            failure.raiseException()
         return (max(gaps) - 0.001) * 1e3
 
 
