@@ -87,7 +87,7 @@ class StoreLink:
     """
     A site's way to its store.
 
-    Loads and commits of many requests travel together: a round trip in flight
+    Loads, commits and verdicts of many callers travel together: a round trip in flight
     is the time in which the next batch gathers, and with none in flight a call
     leaves at once. (What is called while outcomes are handed out leaves when
     all are.) Whoever waits is told within C{timeout} seconds, whatever the
@@ -101,7 +101,7 @@ class StoreLink:
         L{commitNow} can be used.
     @ivar loads: sessions asked for so far.
     @ivar commits: changes handed in so far.
-    @ivar batches: round trips of loads or commits so far.
+    @ivar batches: round trips of loads, commits or verdicts so far.
     @ivar timeouts: calls that failed because their time was up.
     @ivar failures: round trips that failed or were given up on.
     @ivar isOpen: whether the breaker keeps calls from the store.
@@ -140,6 +140,7 @@ class StoreLink:
         self._coolDown = coolDown
         self._loadLane = _Lane("load")
         self._commitLane = _Lane("commit")
+        self._settleLane = _Lane("settle")
         # All that has a deadline. Each has the same time, so they are in the
         # order of their deadlines and one timer, for the first, will do.
         self._due: OrderedDict[_Call | _Trip, bool] = OrderedDict()
@@ -195,6 +196,20 @@ class StoreLink:
         call = _Call(self._reactor.seconds(), self._commitLane, _Handed(change))
         return self._gather(self._commitLane, call)
 
+    def settle(self, verdict: Verdict) -> Deferred[bool]:
+        """
+        Say what became of a claimed end: see L{ISessionStore.settle}.
+
+        @return: fires with whether the claim was still held.
+        """
+        if self.local:
+            return self._pass("settle", [verdict]).addCallback(lambda held: held[0])
+        refusal = self._refusal()
+        if refusal is not None:
+            return fail(refusal)
+        call = _Call(self._reactor.seconds(), self._settleLane, verdict)
+        return self._gather(self._settleLane, call)
+
     def loadNow(self, key: bytes) -> Record | None:
         """
         L{load} for a L{LOCAL} store, without a Deferred.
@@ -236,12 +251,6 @@ class StoreLink:
         @param lease: seconds.
         """
         return self._pass("claim", limit, lease)
-
-    def settle(self, verdicts: Sequence[Verdict]) -> Deferred[list[bool]]:
-        """
-        See L{ISessionStore.settle}.
-        """
-        return self._pass("settle", verdicts)
 
     def sessionsOf(self, principal: str) -> Deferred[list[Record]]:
         """
@@ -476,6 +485,7 @@ class StoreLink:
                 # What the callers have asked for meanwhile leaves as one batch.
                 self._leave(self._commitLane)
                 self._leave(self._loadLane)
+                self._leave(self._settleLane)
                 if not self._outcomes:
                     break
         finally:

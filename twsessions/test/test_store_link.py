@@ -16,7 +16,7 @@ from zope.interface.verify import verifyObject
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import IdCollision, NotSupported, SessionGone, StoreUnavailable
-from twsessions.interfaces import LOCAL, ISessionStore
+from twsessions.interfaces import LOCAL, ISessionStore, Verdict
 from twsessions.stores.link import StoreLink
 
 
@@ -66,6 +66,9 @@ class Script:
 
     def release(self, name: bytes, holder: bytes) -> Deferred[Any]:
         return self._ask("release", name, holder)
+
+    def watch(self, heard: Any) -> Deferred[Any]:
+        return self._ask("watch", heard)
 
     def iterate(self, after: bytes | None, limit: int) -> Deferred[Any]:
         return self._ask("iterate", after, limit)
@@ -462,17 +465,28 @@ def test_cancelledInBetween() -> None:
     assert isinstance(found[0], CancelledError)
 
 
+def test_verdictsTravelTogether() -> None:
+    bench = Bench()
+    verdicts = [Verdict(b"%d" % number, b"c") for number in range(4)]
+    held = [heard(bench.link.settle(verdict)) for verdict in verdicts]
+    assert bench.asked == [("settle", verdicts[:1])]
+    bench.answer(0, [True])
+    assert bench.asked[1:] == [("settle", verdicts[1:])]
+    bench.answer(1, [False, True, True])
+    assert held == [[True], [False], [True], [True]]
+
+
 @pytest.mark.parametrize(
     ("name", "args"),
     [
         ("sweep", (5,)),
         ("listen", ()),
         ("claim", (5, 1.0)),
-        ("settle", ([],)),
         ("sessionsOf", ("alice",)),
         ("withHandle", (b"h",)),
         ("acquire", (b"n", b"h", 1.0)),
         ("release", (b"n", b"h")),
+        ("watch", (print,)),
         ("iterate", (None, 5)),
     ],
 )

@@ -175,7 +175,7 @@ class Deliverer:
         def done(outcomes: list[tuple[bool, Any]]) -> Deferred[Any]:
             failures = [outcome for succeeded, outcome in outcomes if not succeeded]
             if self._stopping or not (calls or self.callbacks):
-                return self._keeper.link.settle([Verdict(end.id, end.claim, retryIn=0.0)])
+                return self._keeper.link.settle(Verdict(end.id, end.claim, retryIn=0.0))
             verdict = Verdict(end.id, end.claim)
             for failure in failures:
                 self._log.failure(
@@ -192,7 +192,7 @@ class Deliverer:
                 else:
                     self._task.by(self._keeper.seconds() + wait)
                 verdict = Verdict(end.id, end.claim, retryIn=wait, dead=dead)
-            settling: Deferred[Any] = self._keeper.link.settle([verdict])
+            settling: Deferred[Any] = self._keeper.link.settle(verdict)
             if not failures or verdict.dead:
                 settling.addCallback(lambda _: self._heard.pop(end.id, None))
             return settling
