@@ -54,6 +54,15 @@ _NONE_YET, _SEVERAL = object(), object()
 _POLL = 1024  # sessions with something on them that a sweep asks after, at the most
 _STEP = 64  # sessions between two looks at the clock
 _keepers: WeakKeyDictionary[Any, Keeper] = WeakKeyDictionary()
+_forks = 0
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def keeperOf(site: Any, reactor: IReactorTime | None) -> Keeper:
@@ -251,7 +260,7 @@ class StoreKeeper(Keeper):
         self.local = link.local
         self.sessions: dict[bytes, Session] = owner.sessions
         self._moving: dict[bytes, Session] = {}  # by the old uid, until the rotation is stored
-        self._tokens = self._tokenOwner = 0
+        self._tokens, self._tokenFork = 0, -1
         self._tokenStart = b""
         self._hasHints = HINTS in link.capabilities
         self._isWatching = False
@@ -266,10 +275,10 @@ class StoreKeeper(Keeper):
         self.deliverer = Deliverer(self)
 
     def _token(self) -> bytes:
-        # Unique, not secret. One system call a commit would cost more than the
-        # rest of it; a forked process must not go on with its parent's.
-        if self._tokenOwner != os.getpid():
-            self._tokenOwner, self._tokenStart = os.getpid(), self.entropy(12)
+        # Unique, not secret: no system call for each. A forked process must not
+        # go on with its parent's.
+        if self._tokenFork != _forks:
+            self._tokenFork, self._tokenStart = _forks, self.entropy(12)
         self._tokens += 1
         return self._tokenStart + (self._tokens & 0xFFFFFFFF).to_bytes(4, "big")
 
