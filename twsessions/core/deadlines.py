@@ -5,7 +5,11 @@ Most sessions are used again long before they fall due, so the queue does not
 follow them. An item lies in a bucket of time, and only when that begins is
 its deadline asked for: then it moves to a later bucket, or to the small heap
 of those that are really near. Using an item costs the queue nothing; a far
-item costs it one list entry; and no call does more work than it was allowed.
+item costs it one list entry; and a call's work is bounded.
+
+The earliest deadline comes first because nothing is taken from the heap while
+a bucket that has begun is not empty, and because an item cannot be due earlier
+than the time for which it is held.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ class Queueable(Protocol):
 
 T = TypeVar("T", bound=Queueable)
 
+_MOVES = 1024  # items that one call may move from their bucket to the heap
+
 
 class DeadlineQueue(Generic[T]):
     """
@@ -49,7 +55,7 @@ class DeadlineQueue(Generic[T]):
         self._starts: list[float] = []  # heap of the numbers of the buckets
         self._near: list[tuple[float, int, T]] = []  # heap
         self._opened = -inf  # up to this bucket number items go to the heap
-        self._opening: list[T] = []
+        self._opening: list[T] = []  # that bucket, its first item at the end
         self._openingNumber = -inf
         self._counter = 0
 
@@ -119,40 +125,58 @@ class DeadlineQueue(Generic[T]):
 
     def due(self, now: float, limit: int) -> list[T]:
         """
-        The items whose deadline has come, after looking at no more than
-        C{limit}. They are held no longer.
+        Items whose deadline has come, the earliest first, after looking at no
+        more than C{limit} of the near ones. They are held no longer.
+
+        Moving the items of a bucket comes before that and is bounded for
+        itself. So there may be none although L{next} says that some are left.
         """
         found: list[T] = []
+        near, moves = self._near, _MOVES
         while limit > 0:
             if self._opening:
+                if not moves:
+                    break
+                moves -= self._move(moves)
+            elif near and near[0][0] <= now:
                 limit -= 1
-                self._sort(self._opening.pop(), now, found)
-            elif self._near and self._near[0][0] <= now:
-                limit -= 1
-                deadline, _, item = heappop(self._near)
-                if item.queued == deadline:  # else it is held for another time by now
-                    self._again(item, now, found)
+                held, _, item = heappop(near)
+                if item.queued == held:  # else it is held for another time by now
+                    item.queued = None
+                    deadline = self._deadlineOf(item)
+                    if deadline is None or deadline == inf:
+                        continue
+                    if deadline <= held:
+                        found.append(item)
+                    else:  # due as well, perhaps, but others may come before it
+                        item.queued = deadline
+                        self._put(item, deadline)
             elif self._starts and self._starts[0] * self._width <= now:
                 self._openingNumber = self._opened = heappop(self._starts)
                 self._opening = self._buckets.pop(self._openingNumber)
+                self._opening.reverse()  # in the order they came the heap takes them faster
                 self._forgotten.pop(self._openingNumber, None)
             else:
                 break
         return found
 
-    def _sort(self, item: T, now: float, found: list[T]) -> None:
-        # An entry that was left behind when its item got an earlier deadline
-        # is stale: the item is held for a time outside this bucket, or not.
-        if item.queued is not None and item.queued // self._width == self._openingNumber:
-            self._again(item, now, found)
+    def _move(self, limit: int) -> int:
+        """
+        Move items from the bucket that has begun to where they belong.
 
-    def _again(self, item: T, now: float, found: list[T]) -> None:
-        item.queued = None
-        deadline = self._deadlineOf(item)
-        if deadline is None or deadline == inf:
-            return
-        if deadline <= now:
-            found.append(item)
-        else:
-            item.queued = deadline
-            self._put(item, deadline)
+        @return: how many.
+        """
+        opening, number, width = self._opening, self._openingNumber, self._width
+        count = min(limit, len(opening))
+        for _ in range(count):
+            item = opening.pop()
+            # An entry that was left behind when its item got an earlier deadline
+            # is stale: the item is held for a time outside this bucket, or not.
+            if item.queued is None or item.queued // width != number:
+                continue
+            item.queued = deadline = self._deadlineOf(item)
+            if deadline == inf:
+                item.queued = None
+            elif deadline is not None:
+                self._put(item, deadline)
+        return count

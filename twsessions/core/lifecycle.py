@@ -15,9 +15,10 @@ REASONS: Final = ("idle", "absolute", "logout", "evicted", "revoked")
 _COALESCE = 20  # a use is written at most once in a 20th of the idle timeout
 
 
-def deadlineOf(
-    touched: float, idle: float | None, created: float, absolute: float | None
-) -> float:
+_LONGEST = 1e12  # seconds: more than 30,000 years
+
+
+def deadlineOf(touched: float, idle: float | None, created: float, absolute: float | None) -> float:
     """
     The time at which it ends: whichever limit comes first.
 
@@ -51,14 +52,14 @@ def checkTimeout(value: object, name: str) -> float | None:
     @param name: what to call it in an error.
     @return: C{value}.
     @raise TypeError: neither a number nor L{None}.
-    @raise ValueError: not a positive, finite number.
+    @raise ValueError: not positive, or longer than a clock can tell.
     """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a number of seconds or None, not {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be more than 0 seconds and finite, not {value!r}")
+    if not 0 < value <= _LONGEST:
+        raise ValueError(f"{name} must be more than 0 seconds and at most 10**12, not {value!r}")
     return value
 
 

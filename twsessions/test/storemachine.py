@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     initialize,
     invariant,
     multiple,
+    precondition,
     rule,
 )
 from twisted.internet.defer import Deferred
@@ -40,6 +41,15 @@ _values = st.binary(max_size=3)
 _seconds = st.integers(1, 60)
 _principals = st.sampled_from([None, "ann", "bob"])
 _reasons = st.sampled_from(["logout", "revoked", "evicted"])
+_births = st.fixed_dictionaries(
+    {
+        "idle": st.none() | _seconds,
+        "absolute": st.none() | st.integers(1, 120),
+        "ago": st.integers(0, 3),
+        "principal": _principals,
+        "fields": st.dictionaries(_names, _values),
+    }
+)
 
 
 def answer(deferred: Deferred[T]) -> T:
@@ -171,19 +181,17 @@ def machineFor(
 
         # Rules
 
-        @initialize()
-        def listen(self) -> None:
+        @initialize(target=keys, births=st.lists(_births, min_size=2, max_size=3))
+        def begin(self, births: list[dict[str, Any]]) -> Any:
             answer(self.store.listen())
+            # Otherwise most examples are over before they have a session.
+            return multiple(*(self.born(**birth) for birth in births))
 
-        @rule(
-            target=keys,
-            idle=st.none() | _seconds,
-            absolute=st.none() | st.integers(1, 120),
-            ago=st.integers(0, 3),
-            principal=_principals,
-            fields=st.dictionaries(_names, _values),
-        )
-        def create(
+        @rule(target=keys, birth=_births)
+        def create(self, birth: dict[str, Any]) -> bytes:
+            return self.born(**birth)
+
+        def born(
             self,
             idle: int | None,
             absolute: int | None,
@@ -263,12 +271,11 @@ def machineFor(
                 del self.byKey[key]
 
         @rule(data=st.data())
+        @precondition(lambda self: self.sessions)
         def sendAgain(self, data: st.DataObject) -> None:
             """
             The last change of a session, as if its outcome had got lost.
             """
-            if not self.sessions:
-                return
             session = data.draw(st.sampled_from(self.sessions))
             if session.last.birth is not None and self.living(session.key) is None:
                 return  # a store that has forgotten the key cannot tell it from a new one
@@ -322,6 +329,7 @@ def machineFor(
             return claimed
 
         @rule(data=st.data(), retryIn=st.none() | _seconds, dead=st.booleans())
+        @precondition(lambda self: self.heard)
         def settle(self, data: st.DataObject, retryIn: int | None, dead: bool) -> None:
             # One whose lease has run out and that nobody took is left out: a
             # store may say either.
@@ -336,16 +344,17 @@ def machineFor(
                     one.until = self.now + (retryIn or 0)
 
         @rule(data=st.data())
+        @precondition(lambda self: self.heard)
         def settleAnothers(self, data: st.DataObject) -> None:
-            if self.heard:
-                id_ = data.draw(st.sampled_from(sorted(self.heard)))
-                assert answer(self.store.settle([Verdict(id_, b"not its claim")])) == [False]
+            id_ = data.draw(st.sampled_from(sorted(self.heard)))
+            assert answer(self.store.settle([Verdict(id_, b"not its claim")])) == [False]
 
         @rule()
+        @precondition(lambda self: reopen is not None)
         def restart(self) -> None:
-            if reopen is not None:
-                answer(self.store.close())
-                self.store = reopen(self.store, self.time)
+            assert reopen is not None
+            answer(self.store.close())
+            self.store = reopen(self.store, self.time)
 
         # What always holds
 
@@ -394,9 +403,7 @@ def machineFor(
                 pass
             self.now += 1000  # past all leases, and later than some deadlines: swept no more
             over = {
-                one.handle
-                for one in self.sessions
-                if one.ended or one.deadline <= self.now - 1000
+                one.handle for one in self.sessions if one.ended or one.deadline <= self.now - 1000
             }
             while claimed := self.claimed(3, 50):
                 answer(self.store.settle([Verdict(end.id, end.claim) for end in claimed]))

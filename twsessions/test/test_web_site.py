@@ -24,7 +24,7 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import Attribute, Interface
 
 from twsessions import CookiePolicy, Session, SessionSite, registerComponent
-from twsessions.errors import LeaseTimeout, TooLateForSession
+from twsessions.errors import LeaseTimeout, TooLateForSession, TooManySessions
 from twsessions.stores.memory import MemoryStore
 from twsessions.testing.browser import Browser, Response
 from twsessions.testing.faulty import FaultyStore
@@ -1108,6 +1108,37 @@ def test_whoLogsInIsNotPushedOut(shared: World) -> None:
     visit(oldest, lambda r: r.getSession().login("alice") and b"")
     principals = [visit(b, lambda r: r.getSession().principal).body for b in browsers]
     assert principals == [b"'alice'", b"None", b"None", b"'alice'"]
+
+
+def test_tooManySessionsCanBeRefused(world: World) -> None:
+    site = world.site(maxSessionsPerPrincipal=2, tooMany="refuse")
+    browsers = [world.browser(site) for _ in range(3)]
+
+    def login(request: Any) -> object:
+        session = request.getSession()
+        session["x"] = 1
+        session.login("alice")  # nobody waits for it
+        return b"welcome"
+
+    assert [visit(browser, login).code for browser in browsers] == [200, 200, 403]
+    assert visit(browsers[0], login).code == 200  # again, in the same session
+    again = visit(browsers[2], lambda r: (r.getSession().principal, r.getSession()["x"]))
+    assert again.body == b"(None, 1)"
+
+    def ask(request: Any) -> object:
+        def refused(failure: Failure) -> None:
+            failure.trap(TooManySessions)
+            request.write(b"too many")
+            request.finish()
+
+        request.getSession().login("alice").addErrback(refused)
+        return NOT_DONE_YET
+
+    assert visit(browsers[2], ask).body == b"too many"
+    assert len(result(site.sessionsOf("alice"))) == 2
+    visit(browsers[0], lambda r: r.getSession().logout() and b"")
+    assert visit(browsers[2], login).body == b"welcome"
+    assert visit(browsers[2], lambda r: r.getSession().principal).body == b"'alice'"
 
 
 # Outside requests

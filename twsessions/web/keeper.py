@@ -35,6 +35,7 @@ from twsessions.errors import (
     SessionTooLarge,
     StoreError,
     TooLateForSession,
+    TooManySessions,
 )
 from twsessions.interfaces import HINTS, PRINCIPALS
 from twsessions.web.alarm import SLICE, Alarm
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from twsessions.stores.link import StoreLink
     from twsessions.web.session import Session
 
-__all__ = ["Keeper", "StoreKeeper", "keeperOf"]
+__all__ = ["Awaitable", "Keeper", "StoreKeeper", "keeperOf"]
 
 _RESTING = 1024  # sessions that a store in memory has, kept as objects though nobody uses them
 _NONE_YET, _SEVERAL = object(), object()
@@ -77,6 +78,26 @@ def keeperOf(site: Any, reactor: IReactorTime | None) -> Keeper:
             # Not kept on the site: it would be pickled with it.
             keeper = _keepers[site] = Keeper(site.reactor if reactor is None else reactor)
     return keeper
+
+
+class Awaitable(Deferred[None]):
+    """
+    A Deferred that knows whether anybody waits for it.
+    """
+
+    isAwaited = False
+
+
+def _noting(add: Callable[..., Any]) -> Callable[..., Any]:
+    def note(self: Awaitable, *args: Any, **kwargs: Any) -> Any:
+        self.isAwaited = True
+        return add(self, *args, **kwargs)
+
+    return note
+
+
+for _add in ("addCallbacks", "addCallback", "addErrback", "addBoth"):
+    setattr(Awaitable, _add, _noting(getattr(Deferred, _add)))
 
 
 class Keeper:
@@ -199,10 +220,11 @@ class Keeper:
             " a stock Site would not send the new cookie"
         )
 
-    def loggedIn(self, session: Session, principal: str) -> Deferred[None]:
+    def bind(self, session: Session, principal: str) -> Deferred[None]:
         """
-        A principal was bound to the session; store it.
+        See L{Session.login<twsessions.Session.login>}.
         """
+        session._bind(principal)
         return self.commit(session)
 
     def commit(self, session: Session) -> Deferred[None]:
@@ -735,40 +757,56 @@ class StoreKeeper(Keeper):
         if wasLive:
             self.sessions[session.uid] = session
 
-    def loggedIn(self, session: Session, principal: str) -> Deferred[None]:
-        stored = self.commit(session)
+    def bind(self, session: Session, principal: str) -> Deferred[None]:
         most = self.settings.maxSessionsPerPrincipal
-        if most is None:
-            return stored
-
+        refuses = self.settings.tooMany == "refuse"
+        if most is None or not refuses:
+            session._bind(principal)
+            stored = self.commit(session)
+            if most is None:
+                return stored
         rare = session._more()
         waiting: list[Deferred[None]] = []
         rare.evicting = waiting
 
-        async def evict() -> None:
+        async def limit(most: int) -> None:
+            if refuses:
+                if len(await self._othersOf(session, principal)) >= most:
+                    raise TooManySessions(f"there are {most} sessions already")
+                session._bind(principal)
+                await self.commit(session)
+                return
+            await stored
             try:
-                await stored
-                try:
-                    await self._evict(session, principal, most)
-                except StoreError as error:
-                    # The login itself is stored; the next one makes good for it.
-                    self._log.warn(
-                        "{session}: older sessions could not be ended: {error}",
-                        session=repr(session),
-                        error=error,
-                    )
-            finally:
-                if rare.evicting is waiting:
-                    rare.evicting = None
-                for waiter in waiting:
-                    waiter.callback(None)
+                await self._evict(session, principal, most)
+            except StoreError as error:
+                # The login itself is stored; the next one makes good for it.
+                self._log.warn(
+                    "{session}: older sessions could not be ended: {error}",
+                    session=repr(session),
+                    error=error,
+                )
 
-        return Deferred.fromCoroutine(evict())
+        def over(outcome: Any) -> Any:
+            if rare.evicting is waiting:
+                rare.evicting = None
+            if isinstance(outcome, Failure) and outcome.check(TooManySessions):
+                rare.refusal = result
+            for waiter in waiting:
+                waiter.callback(None)
+            return outcome
+
+        result = Awaitable()
+        Deferred.fromCoroutine(limit(most)).addBoth(over).chainDeferred(result)
+        return result
+
+    async def _othersOf(self, session: Session, principal: str) -> list[Record]:
+        own = handleOf(session._ownSeed())
+        records = await self.link.sessionsOf(principal)
+        return [record for record in records if record.handle != own]
 
     async def _evict(self, session: Session, principal: str, most: int) -> None:
-        records = await self.link.sessionsOf(principal)
-        own = handleOf(session._ownSeed())
-        others = [record for record in records if record.handle != own]
+        others = await self._othersOf(session, principal)
         for record in others[: max(0, len(others) + 1 - most)]:
             await self._endRecord(record, "evicted")
 
@@ -783,6 +821,20 @@ class StoreKeeper(Keeper):
         waiter: Deferred[None] = Deferred()
         rare.evicting.append(waiter)
         return waiter
+
+    def refusal(self, session: Session) -> Deferred[None] | None:
+        """
+        A login that was refused, of which nobody has heard; once.
+        """
+        rare = session._rare
+        if rare is None or rare.refusal is None:
+            return None
+        refusal, rare.refusal = rare.refusal, None
+        if refusal.isAwaited:
+            return None
+        told: Deferred[None] = Deferred()
+        refusal.chainDeferred(told)
+        return told
 
     # -- ending ---------------------------------------------------------------
 

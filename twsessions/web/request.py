@@ -23,7 +23,12 @@ from twisted.web import http, server
 from twisted.web.http_headers import Headers
 
 from twsessions.core.cookies import NOTHING
-from twsessions.errors import SessionGone, StoreUnavailable, TooLateForSession
+from twsessions.errors import (
+    SessionGone,
+    StoreUnavailable,
+    TooLateForSession,
+    TooManySessions,
+)
 from twsessions.web.session import Session
 
 if TYPE_CHECKING:
@@ -532,6 +537,10 @@ class Exchange:
                 if touched is not None:
                     waits.append(touched)
         if not waits:
+            for slot in self._slots:
+                refusal = None if slot.session is None else keeper.refusal(slot.session)
+                if refusal is not None:
+                    return refusal
             return None
         if len(waits) == 1:
             return waits[0]
@@ -577,6 +586,8 @@ class Exchange:
             _abort(request.channel)
         elif failure.check(SessionGone):
             self.answer(http.CONFLICT, b"The session has ended")
+        elif failure.check(TooManySessions):
+            self.answer(http.FORBIDDEN, b"Too many sessions")
         else:
             self.answer(http.INTERNAL_SERVER_ERROR, b"The session could not be stored")
 
@@ -585,7 +596,7 @@ class Exchange:
         Answer in the resource's stead, and take nothing more from it.
         """
         request = self.request
-        gone = code == http.CONFLICT
+        keepsCookies = code in (http.CONFLICT, http.FORBIDDEN)
         self._failed = True
         headers = Headers()
         for name in (b"server", b"date"):
@@ -593,7 +604,7 @@ class Exchange:
                 headers.addRawHeader(name, value)
         request.responseHeaders = headers
         request.cookies[:] = []
-        if gone:
+        if keepsCookies:
             self._cookies()
         request.etag = request.lastModified = None
         request.setResponseCode(code)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from twsessions.core.record import Record
     from twsessions.web.exclusive import Exclusive
-    from twsessions.web.keeper import Keeper
+    from twsessions.web.keeper import Awaitable, Keeper
     from twsessions.web.request import Exchange
 
 __all__ = ["Session"]
@@ -57,6 +57,7 @@ class _Rare:
         "login",
         "losses",
         "principal",
+        "refusal",
         "rotated",
         "waiting",
     )
@@ -71,6 +72,7 @@ class _Rare:
         self.waiting: list[Deferred[None]] = []  # for the commit, or the end, under way
         self.ending = False  # the store is being told of the end
         self.evicting: list[Deferred[None]] | None = None  # who waits, while a login does so
+        self.refusal: Awaitable | None = None  # a login that failed, for the response to tell
         self.forgotten = False  # the store has been told
         self.finished = False  # has ended, and callbacks were called
         self.losses = 0  # commits that failed, and dropped what anybody had changed
@@ -449,18 +451,17 @@ class Session(server.Session, MutableMapping[str, Any]):
         waited for: the response waits.
 
         @param principal: who it is, in the application's own terms.
-        @return: fires when it is stored.
+        @return: fires when it is stored. It fails with
+            L{TooManySessions<twsessions.errors.TooManySessions>} if the site
+            refuses more of the principal's; if nobody waits for it, the
+            response is then a 403.
         @raise TypeError: C{principal} is not a C{str}.
         @raise NeedsSessionSite: as L{rotate}.
         """
         if not isinstance(principal, str) or not principal:
             raise TypeError(f"a principal is a str that is not empty, not {principal!r}")
         self.rotate()
-        rare = self._more()
-        rare.principal = principal
-        rare.login = True
-        self._keeper.changed(self)
-        return self._keeper.loggedIn(self, principal)
+        return self._keeper.bind(self, principal)
 
     def commit(self) -> Deferred[None]:
         """
@@ -492,6 +493,12 @@ class Session(server.Session, MutableMapping[str, Any]):
         if rare is None:
             self._rare = rare = _Rare()
         return rare
+
+    def _bind(self, principal: str) -> None:
+        rare = self._more()
+        rare.principal = principal
+        rare.login = True
+        self._keeper.changed(self)
 
     def _ownSeed(self) -> bytes:
         if self._record is not None:

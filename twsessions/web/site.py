@@ -4,6 +4,7 @@ A Site whose sessions are stored.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -15,18 +16,11 @@ from twsessions.interfaces import ISessionStore
 from twsessions.web.owner import SessionOwner
 from twsessions.web.request import SessionRequest, adopt, requestClassFor
 from twsessions.web.session import Session
+from twsessions.web.settings import Settings
 
 __all__ = ["SessionSite"]
 
-_SETTINGS = (
-    "createOn",
-    "storeTimeout",
-    "maxSessionBytes",
-    "maxSessionsPerPrincipal",
-    "sweepInterval",
-    "leaseDuration",
-    "commit",
-)
+_SETTINGS = tuple(field.name for field in fields(Settings))
 
 
 class SessionSite(SessionOwner, server.Site):
