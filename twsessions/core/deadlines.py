@@ -14,10 +14,11 @@ than the time for which it is held.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = ["DeadlineQueue", "Queueable"]
 
@@ -38,6 +39,12 @@ T = TypeVar("T", bound=Queueable)
 _MOVES = 1024  # items that one call may move from their bucket to the heap
 
 
+class _Several(deque[Any]):
+    """
+    Items with the same deadline.
+    """
+
+
 class DeadlineQueue(Generic[T]):
     """
     Items and their deadlines.
@@ -53,15 +60,17 @@ class DeadlineQueue(Generic[T]):
         self._buckets: dict[float, list[T]] = {}
         self._forgotten: dict[float, int] = {}  # items of a bucket that it need not hold
         self._starts: list[float] = []  # heap of the numbers of the buckets
-        self._near: list[tuple[float, int, T]] = []  # heap
+        # Times and items apart: a million tuples would busy the garbage collector.
+        self._near: list[float] = []  # heap
+        self._nearItems: dict[float, T | _Several] = {}
+        self._nearCount = 0
         self._opened = -inf  # up to this bucket number items go to the heap
         self._opening: list[T] = []  # that bucket, its first item at the end
         self._openingNumber = -inf
-        self._counter = 0
 
     def __len__(self) -> int:
         buckets = sum(map(len, self._buckets.values()))
-        return buckets + len(self._near) + len(self._opening)
+        return buckets + self._nearCount + len(self._opening)
 
     def add(self, item: T) -> None:
         """
@@ -80,8 +89,15 @@ class DeadlineQueue(Generic[T]):
     def _put(self, item: T, deadline: float) -> None:
         number = deadline // self._width
         if number <= self._opened:
-            self._counter += 1
-            heappush(self._near, (deadline, self._counter, item))
+            there = self._nearItems.get(deadline)
+            if there is None:
+                self._nearItems[deadline] = item
+                heappush(self._near, deadline)
+            elif isinstance(there, _Several):
+                there.append(item)
+            else:
+                self._nearItems[deadline] = _Several((there, item))
+            self._nearCount += 1
             return
         bucket = self._buckets.get(number)
         if bucket is None:
@@ -116,7 +132,7 @@ class DeadlineQueue(Generic[T]):
         """
         if self._opening:
             return now
-        near = self._near[0][0] if self._near else None
+        near = self._near[0] if self._near else None
         if self._starts:
             start = self._starts[0] * self._width
             if near is None or start < near:
@@ -138,9 +154,9 @@ class DeadlineQueue(Generic[T]):
                 if not moves:
                     break
                 moves -= self._move(moves)
-            elif near and near[0][0] <= now:
+            elif near and near[0] <= now:
                 limit -= 1
-                held, _, item = heappop(near)
+                held, item = self._take()
                 if item.queued == held:  # else it is held for another time by now
                     item.queued = None
                     deadline = self._deadlineOf(item)
@@ -159,6 +175,23 @@ class DeadlineQueue(Generic[T]):
             else:
                 break
         return found
+
+    def _take(self) -> tuple[float, T]:
+        """
+        The nearest item, and the time it was held for.
+        """
+        held = self._near[0]
+        there = self._nearItems[held]
+        self._nearCount -= 1
+        if isinstance(there, _Several):
+            item: T = there.popleft()
+            if there:
+                return held, item
+        else:
+            item = there
+        heappop(self._near)
+        del self._nearItems[held]
+        return held, item
 
     def _move(self, limit: int) -> int:
         """
