@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import harness, many, requests, sqlite
+from benchmarks import harness, many, network, requests, sqlite
 from benchmarks.harness import Goal
 
 GOALS = [
@@ -55,4 +55,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
 
-__all__ = ["many", "requests", "sqlite"]
+__all__ = ["many", "network", "requests", "sqlite"]

@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 import pytest
 
 import twsessions
+from twsessions.test.places import place
 
 ROOT = Path(twsessions.__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -168,7 +169,8 @@ def test_klein(tmp_path: Path, port: int) -> None:
         assert "You are nobody" in thief.get()
 
 
-def test_processes(tmp_path: Path, port: int) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_processes(tmp_path: Path, port: int, kind: str) -> None:
     """
     Log in on one, read on another, log out on a third. Those that have had
     their turn are stopped, so that another one must answer.
@@ -185,7 +187,10 @@ def test_processes(tmp_path: Path, port: int) -> None:
         stopped.append(pid(page))
         os.kill(stopped[-1], signal.SIGSTOP)
 
-    with running("processes", tmp_path, port, PROCESSES="3") as example:
+    with (
+        place(kind, tmp_path) as url,
+        running("processes", tmp_path, port, PROCESSES="3", STORE=url) as example,
+    ):
         try:
             until = time.monotonic() + PATIENCE
             while len(re.findall("starting on", example.log.read_text())) < 3:

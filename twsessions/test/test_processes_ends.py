@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import twsessions
+from twsessions.test.places import place
 
 COUNT = 5000
 PROCESSES = 4
@@ -128,9 +129,10 @@ def wait(until: float, some: list[Listener], count: int) -> None:
         select.select([], [], [], 0.02)  # only between two looks; nothing depends on it
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 's.db'}"
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with place(request.param, tmp_path) as url:
+        yield url
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["", "kill"])

@@ -14,8 +14,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import twsessions
 from twsessions.test.linear import GONE, Operation, isLinearizable
+from twsessions.test.places import place
 
 PROCESSES = 4
 KEYS = 12
@@ -138,12 +141,14 @@ def check(workers: list[Worker]) -> None:
         assert isLinearizable(history), (key, sorted(history, key=lambda one: one.invoked))
 
 
-def test_killedProcesses(tmp_path: Path) -> None:
-    """
-    On an SQLite file there is no connection to cut; so processes are killed.
-    """
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with place(request.param, tmp_path) as url:
+        yield url
+
+
+def test_killedProcesses(url: str, tmp_path: Path) -> None:
     chance = random.Random()
-    url = f"sqlite:///{tmp_path / 's.db'}"
     keys = [os.urandom(32) for _ in range(KEYS)]
     workers = [
         Worker(url, tmp_path / f"{n}", chance.randrange(2**30), keys) for n in range(PROCESSES + 1)
