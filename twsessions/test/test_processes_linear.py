@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -56,18 +60,20 @@ async def one(store, number):
         else:
             [record] = await store.commit([change])
     except StoreUnavailable:
-        return  # nobody knows
+        return "again"  # nobody knows what became of this one
     if isinstance(record, StoreUnavailable):
-        return
+        return "again"
     value = "gone" if record is None or isinstance(record, SessionGone) else ""
     if isinstance(record, Record) and kind == "read":
         value = record.fields["dx"].decode() or "-"
     assert isinstance(record, (Record, SessionGone, type(None))), record
     say("end", name, value or "-", time.monotonic())
 
-async def some(store, numbers):
+async def some(reactor, store, numbers):
     for number in numbers:
-        await one(store, number)
+        while await one(store, number) == "again":
+            number += count
+            await task.deferLater(reactor, 0.01, lambda: None)
 
 async def main(reactor):
     store = storeFromURL(reactor, url)
@@ -82,12 +88,45 @@ async def main(reactor):
             await task.deferLater(reactor, 0.05, lambda: None)
     print("up", flush=True)
     sys.stdin.readline()
-    works = [some(store, range(n, count, 3)) for n in range(3)]
+    works = [some(reactor, store, range(n, count, 3)) for n in range(3)]
     await defer.gatherResults([defer.Deferred.fromCoroutine(work) for work in works])
     await store.close()
 
 task.react(lambda reactor: defer.Deferred.fromCoroutine(main(reactor)))
 """
+
+
+class Cutter:
+    """
+    A proxy that cuts each connection after some bytes, in either direction.
+    """
+
+    def __init__(self, port: int, chance: random.Random) -> None:
+        self.target, self.chance, self.cuts = port, chance, 0
+        self.listening = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port: int = self.listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self.listening.accept()
+                far = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                return
+            for ends, most in (((near, far), 150_000), ((far, near), 150_000)):
+                left = self.chance.randrange(10_000, most)
+                threading.Thread(target=self._pass, args=(*ends, left), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket, left: int) -> None:
+        with suppress(OSError):
+            while left and (data := source.recv(min(left, 4096))):
+                target.sendall(data)
+                left -= len(data)
+        self.cuts += not left
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 class Worker:
@@ -170,3 +209,30 @@ def test_killedProcesses(url: str, tmp_path: Path) -> None:
     finally:
         for worker in workers:
             worker.close()
+
+
+@pytest.mark.parametrize("kind", ["redis"])
+def test_cutConnections(kind: str, tmp_path: Path) -> None:
+    chance = random.Random()
+    keys = [os.urandom(32) for _ in range(KEYS)]
+    with place(kind, tmp_path) as direct:
+        port = re.search(r":(\d+)/", direct)
+        assert port is not None
+        cutter = Cutter(int(port[1]), chance)
+        url = direct.replace(f":{port[1]}/", f":{cutter.port}/")
+        workers = [
+            Worker(url, tmp_path / f"{n}", chance.randrange(2**30), keys) for n in range(PROCESSES)
+        ]
+        try:
+            for worker in workers:
+                worker.wait()
+            for worker in workers:
+                worker.go()
+            for worker in workers:
+                assert worker.process.wait(PATIENCE) == 0
+            assert cutter.cuts > PROCESSES
+            check(workers)
+        finally:
+            cutter.listening.close()
+            for worker in workers:
+                worker.close()
