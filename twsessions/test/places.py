@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["place"]
+__all__ = ["place", "serverFor"]
 
 
 @contextmanager
@@ -16,18 +17,41 @@ def place(kind: str, directory: Path) -> Iterator[str]:
     """
     Give the URL of a store that nobody has used yet.
 
-    @param kind: C{"sqlite"}, C{"redis"}, C{"postgresql"} or C{"memcached"}.
+    @param kind: C{"sqlite"}, or of a server (see L{serverFor}).
     """
     if kind == "sqlite":
         yield f"sqlite:///{directory / 's.db'}"
-    elif kind == "redis":
-        from twsessions.test import redisserver
+        return
+    server = serverFor(kind)
+    server.start()
+    try:
+        yield server.url
+    finally:
+        server.stop()
 
-        server = redisserver.Server()
-        server.start()
-        try:
-            yield f"redis://127.0.0.1:{server.port}/0"
-        finally:
-            server.stop()
-    else:
-        raise ValueError(kind)
+
+class _Redis:
+    """
+    A Redis that has written what it acknowledges.
+    """
+
+    keeps = True
+
+    def __init__(self) -> None:
+        from twsessions.test.redisserver import Server
+
+        self._server = Server("appendonly yes", "appendfsync always")
+        self.url = f"redis://127.0.0.1:{self._server.port}/0"
+        self.start, self.stop = self._server.start, self._server.stop
+        self.kill, self.send = self._server.kill, self._server.send
+
+
+def serverFor(kind: str) -> Any:
+    """
+    A server that has not been started.
+
+    @param kind: C{"redis"}, C{"postgresql"} or C{"memcached"}.
+    @return: something with C{url}, C{start()}, C{kill()}, C{send(signal)},
+        C{stop()} and C{keeps}: whether what it knows survives C{kill()}.
+    """
+    return {"redis": _Redis}[kind]()
