@@ -41,8 +41,8 @@ test: $(VENV)/$(STAMP)
 demo: $(VENV)/$(STAMP)
 	exec $(VENV)/bin/twistd --pidfile= -ny examples/demo.py
 
-bench: $(VENV)/$(STAMP)
-	$(VENV)/bin/python -m benchmarks
+bench: $(VENV)-bench/$(STAMP) build/peers/node_modules
+	$(VENV)-bench/bin/python -m benchmarks
 
 docs: $(VENV)-docs/$(STAMP)
 	$(VENV)-docs/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
@@ -62,6 +62,14 @@ venv-lint: $(VENV)-lint/$(STAMP)
 
 $(VENV)/$(STAMP): $(PREREQUISITES)
 	$(call environment,$(VENV),test)
+
+$(VENV)-bench/$(STAMP): $(PREREQUISITES)
+	$(call environment,$(VENV)-bench,bench)
+
+# Needs npm, and redis-server on the path.
+build/peers/node_modules:
+	mkdir -p build/peers
+	npm install --silent --no-fund --prefix build/peers express express-session connect-redis redis
 
 $(VENV)-docs/$(STAMP): $(PREREQUISITES)
 	$(call environment,$(VENV)-docs,docs)

@@ -5,6 +5,7 @@ What very many living sessions cost, in memory.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import random
 import time
@@ -20,9 +21,10 @@ TOUCHES = 100_000
 
 def payload(number: int) -> dict[str, Any]:
     """
-    Eight fields of about 470 bytes, another for every session.
+    Eight fields of about 470 bytes, another for every session; as what comes
+    from outside, they share no objects.
     """
-    return {
+    fields = {
         "user": number,
         "name": f"user number {number}",
         "email": f"user{number}@mail.example",
@@ -32,6 +34,8 @@ def payload(number: int) -> dict[str, Any]:
         "seen": f"2026-11-{number % 28 + 1:02d}T12:00:00",
         "note": f"{number:060d}" * 3,
     }
+    own: dict[str, Any] = json.loads(json.dumps(fields))
+    return own
 
 
 def resident() -> int:
@@ -142,7 +146,7 @@ def oursCollect(scale: int) -> float:
 
 def longestGap(site: Any, count: int) -> float:
     """
-    Milliseconds between two turns of a reactor that ticks every 10 ms, while
+    Milliseconds by which a tick of every 10 ms comes late, at the worst, while
     all sessions fall due at once.
     """
     from twisted.internet import reactor, task
@@ -162,7 +166,7 @@ def longestGap(site: Any, count: int) -> float:
     def tick() -> None:
         now = time.perf_counter()
         if last[0]:
-            gaps[0] = max(gaps[0], now - last[0])
+            gaps[0] = max(gaps[0], now - last[0] - 0.01)
         last[0] = now
         if not site.sessions:
             ticking.stop()

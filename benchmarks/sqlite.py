@@ -16,18 +16,15 @@ from typing import Any
 
 from twisted.internet import defer, task
 from twisted.python.failure import Failure
-from twisted.web import server
 
 from benchmarks.harness import measure
 from benchmarks.many import payload, resident
-from benchmarks.requests import BROWSERS, Page, nothing
-from twsessions import SessionSite
+from benchmarks.servers import perRequest, python
 from twsessions.core.codec import encode
 from twsessions.core.delta import Birth, Change
 from twsessions.stores._threads import InlineWorker, ThreadWorker
 from twsessions.stores.sqlite import SQLiteStore
 
-REQUESTS = 3000
 GROUP, GROUPS = 100, 200
 
 
@@ -38,61 +35,15 @@ def count(request: Any) -> None:
     session["user"] += 1
 
 
-async def _drive(reactor: Any, site: Any, port: Any) -> float:
-    """
-    CPU microseconds of this process for each request, driven by another one.
-    """
-    from twisted.internet.utils import getProcessOutput
-
-    words = ["-m", "benchmarks.client", port.getHost().port, BROWSERS, REQUESTS]
-    await getProcessOutput(sys.executable, list(map(str, words)), os.environ, errortoo=True)
-    return float((site.marks[1] - site.marks[0]) / REQUESTS * 1e6)
-
-
-class Marking(Page):
-    """
-    Notes the CPU time when the client says so.
-    """
-
-    def render_GET(self, request: Any) -> bytes:
-        if request.path == b"/mark":
-            self.marks.append(time.process_time())
-            return b""
-        return super().render_GET(request)
-
-    marks: list[float]
-
-
-def perRequest(does: Any, site: Any) -> float:
-    from twisted.internet import reactor
-
-    page = Marking(does)
-    page.marks = site.marks = []
-    site.resource = page
-    site.log = lambda request: None
-    result: list[Any] = []
-
-    def start() -> None:
-        port = reactor.listenTCP(0, site, interface="127.0.0.1")
-        done = defer.Deferred.fromCoroutine(_drive(reactor, site, port))
-        done.addBoth(result.append).addCallback(lambda _: reactor.stop())
-
-    reactor.callWhenRunning(start)
-    reactor.run()
-    if isinstance(result[0], Failure):
-        result[0].raiseException()
-    return float(result[0])
+@measure
+def oursSQLite(scale: int) -> float:
+    with tempfile.TemporaryDirectory() as directory:
+        return perRequest(python("ours"), f"sqlite:///{directory}/s.db", "/count")
 
 
 @measure
 def bareOverTCP(scale: int) -> float:
-    return perRequest(nothing, server.Site(Page(nothing)))
-
-
-@measure
-def oursSQLite(scale: int) -> float:
-    with tempfile.TemporaryDirectory() as directory:
-        return perRequest(count, SessionSite(Page(count), store=f"sqlite:///{directory}/s.db"))
+    return perRequest(python("ours"), "memory:", "/bare")
 
 
 def _django(directory: str) -> Any:
@@ -276,24 +227,24 @@ _FIRST = """
 import sys, time
 started = time.perf_counter()
 from benchmarks.many import resident
-from benchmarks.requests import Page, connect
+from benchmarks.peers.ours import Pages
+from benchmarks.requests import connect
 from twisted.internet import reactor
 from twisted.internet.testing import StringTransport
-from benchmarks.sqlite import count
 from twsessions import SessionSite
 before = resident()
-site = SessionSite(Page(count), store="sqlite:///" + sys.argv[1])
+site = SessionSite(Pages(), store="sqlite:///" + sys.argv[1])
 site.timeOut = None
 class Ending(StringTransport):
     def write(self, data):
-        if b"ok" in data and reactor.running:
+        if data.endswith(b"1") and reactor.running:
             print(time.perf_counter() - started, resident() - before)
             reactor.stop()
     def writeSequence(self, data):
         self.write(b"".join(data))
 def begin():
     site.doStart()
-    connect(site, Ending()).dataReceived(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    connect(site, Ending()).dataReceived(b"GET /count HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
 reactor.callWhenRunning(begin)
 reactor.run()
 """

@@ -1,0 +1,298 @@
+"""
+Real Redis servers for tests: one, with Sentinels, or a cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+import pytest
+
+__all__ = ["Cluster", "Server", "call", "freePort", "missing", "until"]
+
+_PATIENCE = 20.0  # seconds for a server to do what it is to do
+
+
+def missing(what: str) -> None:
+    """
+    Skip a test because something is not installed; in CI that is a failure.
+    """
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is not installed")
+    pytest.skip(f"{what} is not installed")
+
+
+def freePort() -> int:
+    """
+    A port that nobody listens on, nor on the one 10000 above (a cluster's
+    second).
+    """
+    while True:
+        with socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+            if port > 55000:
+                continue
+            try:
+                two.bind(("127.0.0.1", port + 10000))
+            except OSError:
+                continue
+            return port
+
+
+def until(holds: Callable[[], Any], what: str) -> Any:
+    """
+    Wait for something of another process.
+    """
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        try:
+            result = holds()
+        except (OSError, EOFError, hiredis.ReplyError):
+            result = None
+        if result:
+            return result
+        time.sleep(0.02)
+    raise AssertionError(f"not in {_PATIENCE} s: {what}")
+
+
+def call(port: int, *words: Any, password: str | None = None) -> Any:
+    """
+    Have a server do one command, and wait for its reply.
+
+    @raise hiredis.ReplyError: it refused.
+    """
+    with socket.create_connection(("127.0.0.1", port), 5.0) as connection:
+        count = 1
+        if password is not None:
+            count = 2
+            connection.sendall(hiredis.pack_command(("AUTH", password)))
+        connection.sendall(hiredis.pack_command(words))
+        reader = hiredis.Reader()
+        while True:
+            reply = reader.gets()
+            if reply is not False:
+                count -= 1
+                if isinstance(reply, hiredis.ReplyError):
+                    raise reply
+                if not count:
+                    return reply
+                continue
+            data = connection.recv(1 << 16)
+            if not data:
+                raise EOFError
+            reader.feed(data)
+
+
+class Server:
+    """
+    A C{redis-server} process with a directory of its own.
+
+    @ivar port: where it listens.
+    """
+
+    def __init__(self, *options: str, program: str = "redis-server") -> None:
+        """
+        @param options: lines of its configuration.
+        """
+        found = shutil.which(program)
+        if found is None:
+            missing(program)
+        self._program = str(found)
+        self.port = freePort()
+        self.directory = tempfile.mkdtemp(prefix="twsessions-redis-")
+        lines = [f'dir "{self.directory}"', "bind 127.0.0.1", "daemonize no", *options]
+        if not any(line.startswith("port ") for line in lines):
+            lines.append(f"port {self.port}")
+        self._config = os.path.join(self.directory, "server.conf")
+        with open(self._config, "w") as file:
+            file.write("\n".join(lines) + "\n")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *more: str) -> None:
+        """
+        Start it, or start it again.
+        """
+        with open(os.path.join(self.directory, "log"), "ab") as log:
+            self.process = subprocess.Popen(
+                [self._program, self._config, *more], stdout=log, stderr=log
+            )
+
+        def listens() -> bool:
+            with socket.create_connection(("127.0.0.1", self.port), 1.0):
+                return True
+
+        until(listens, "the server listens")
+
+    def call(self, *words: Any) -> Any:
+        """
+        See L{call}.
+        """
+        return call(self.port, *words)
+
+    def send(self, number: int) -> None:
+        """
+        Send it a signal.
+        """
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """
+        End it without a word.
+        """
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def stop(self) -> None:
+        """
+        End it, and remove what it has kept.
+        """
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Cluster:
+    """
+    Masters, each with a replica.
+
+    @ivar masters: they are, at the start.
+    @ivar replicas: of the master at the same place.
+    """
+
+    def __init__(self, count: int = 3) -> None:
+        options = (
+            "cluster-enabled yes",
+            "cluster-config-file nodes.conf",
+            "cluster-node-timeout 700",
+            "cluster-require-full-coverage no",
+            "cluster-replica-validity-factor 0",
+            "repl-diskless-sync-delay 0",
+            'save ""',
+        )
+        self.servers = [Server(*options) for _ in range(2 * count)]
+        self.masters, self.replicas = self.servers[:count], self.servers[count:]
+
+    def start(self) -> None:
+        """
+        Start all, and make them one cluster.
+        """
+        for server in self.servers:
+            server.start()
+        count = len(self.masters)
+        for place, master in enumerate(self.masters):
+            first, last = 16384 * place // count, 16384 * (place + 1) // count - 1
+            master.call("CLUSTER", "ADDSLOTSRANGE", first, last)
+            master.call("CLUSTER", "SET-CONFIG-EPOCH", place + 1)
+        for server in self.servers[1:]:
+            server.call("CLUSTER", "MEET", "127.0.0.1", self.masters[0].port)
+
+        def allMet() -> bool:
+            return all(
+                s.call("CLUSTER", "NODES").count(b"connected\n")
+                + s.call("CLUSTER", "NODES").count(b"connected ")
+                >= len(self.servers)
+                for s in self.servers
+            )
+
+        until(allMet, "all nodes have met")
+        for master, replica in zip(self.masters, self.replicas, strict=True):
+            name = master.call("CLUSTER", "MYID")
+
+            def replicate(replica: Server = replica, name: bytes = name) -> bool:
+                return bool(replica.call("CLUSTER", "REPLICATE", name) == b"OK")
+
+            until(replicate, "a replica knows its master")
+        until(self.isWhole, "the cluster is up")
+
+    def isWhole(self) -> bool:
+        """
+        Whether every living node takes every slot to be served, and every
+        replica has what its master has.
+        """
+        alive = [server for server in self.servers if server.process is not None]
+        for server in alive:
+            info = server.call("CLUSTER", "INFO")
+            if b"cluster_state:ok" not in info or b"cluster_slots_ok:16384" not in info:
+                return False
+            replication = server.call("INFO", "replication")
+            if b"role:slave" in replication and b"master_link_status:up" not in replication:
+                return False
+        return True
+
+    def stop(self) -> None:
+        """
+        End all.
+        """
+        for server in self.servers:
+            server.stop()
+
+
+class Sentinels:
+    """
+    A master, a replica, and three Sentinels that watch them.
+
+    @ivar service: what they call it.
+    """
+
+    service = "sessions"
+
+    def __init__(self, password: str | None = None) -> None:
+        """
+        @param password: of the servers; Sentinels have none.
+        """
+        secret = [f"requirepass {password}", f"masterauth {password}"] if password else []
+        options = ['save ""', "repl-diskless-sync-delay 0", *secret]
+        self.password = password
+        self.master = Server(*options)
+        self.replica = Server(*options, f"replicaof 127.0.0.1 {self.master.port}")
+        auth = [f"sentinel auth-pass {self.service} {password}"] if password else []
+        self.sentinels = [
+            Server(
+                f"sentinel monitor {self.service} 127.0.0.1 {self.master.port} 2",
+                f"sentinel down-after-milliseconds {self.service} 500",
+                f"sentinel failover-timeout {self.service} 3000",
+                *auth,
+                program="redis-sentinel",
+            )
+            for _ in range(3)
+        ]
+
+    def start(self) -> None:
+        """
+        Start all, until they know of each other.
+        """
+        for server in (self.master, self.replica, *self.sentinels):
+            server.start()
+
+        def know() -> bool:
+            for sentinel in self.sentinels:
+                reply = sentinel.call("SENTINEL", "MASTER", self.service)
+                facts = dict(zip(reply[::2], reply[1::2], strict=True))
+                if (facts[b"num-slaves"], facts[b"num-other-sentinels"]) != (b"1", b"2"):
+                    return False
+            return b"master_link_status:up" in call(
+                self.replica.port, "INFO", "replication", password=self.password
+            )
+
+        until(know, "the Sentinels know of all")
+
+    def stop(self) -> None:
+        """
+        End all.
+        """
+        for server in (*self.sentinels, self.replica, self.master):
+            server.stop()
