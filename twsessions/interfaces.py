@@ -91,7 +91,7 @@ class Ended:
     @ivar id: stable and unique to this end: the record's handle, 16 bytes.
     @ivar record: the session's last state.
     @ivar reason: one of L{twsessions.core.lifecycle.REASONS}.
-    @ivar ended: when, by the store's clock.
+    @ivar ended: when, by the store's clock: its deadline if it fell due.
     @ivar attempts: how often it has been claimed, this time included.
     @ivar claim: names this claim; L{Verdict} must repeat it.
     """
@@ -144,7 +144,10 @@ class ISessionStore(Interface):
             purpose. A corrupt record is put aside and logged once. A record of
             a L{newer format<twsessions.errors.NewerFormat>} reads as absent
             too and is left as it is, whatever is done to its key. Fields are
-            the caller's own to keep and not to change.
+            the caller's own to keep and not to change. A store on several
+            servers gives a L{StoreUnavailable
+            <twsessions.errors.StoreUnavailable>} for each key that is on one
+            that is away; the Deferred fails if all are.
         """
 
     def commit(changes: Sequence[Change]) -> Deferred[list[Record | SessionError]]:
@@ -172,7 +175,9 @@ class ISessionStore(Interface):
             that key; for C{end} this is success as well),
             L{IdCollision<twsessions.errors.IdCollision>}, or
             L{Conflict<twsessions.errors.Conflict>} (a field is not what
-            C{expect} says). A refused change has changed nothing.
+            C{expect} says). A refused change has changed nothing. Of one that
+            is a L{StoreUnavailable<twsessions.errors.StoreUnavailable>}, for a
+            server that is away among several, it is not known.
         """
 
     def sweep(limit: int) -> Deferred[Swept]:
@@ -181,7 +186,8 @@ class ISessionStore(Interface):
 
         A use or change that was acknowledged first wins; one that comes after
         finds the session gone. Safe to run in many processes at once. Bounded
-        work: a million sessions cost no more than C{limit}.
+        work, whatever is due: it may come to none at first, and say that there
+        is more.
         """
 
     def listen() -> Deferred[None]:
@@ -197,7 +203,8 @@ class ISessionStore(Interface):
 
     def claim(limit: int, lease: float) -> Deferred[list[Ended]]:
         """
-        Take up to C{limit} ends, the oldest first, for C{lease} seconds.
+        Take up to C{limit} ends, those that wait longest first, for C{lease}
+        seconds.
 
         Nobody else is given them until then. If no verdict has come by then
         they are given out again, with the same id.

@@ -4,6 +4,7 @@ Where the processes of a test can share sessions: real servers, and a file.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,24 @@ class _Redis:
         self.kill, self.send = self._server.kill, self._server.send
 
 
+class _Memcached:
+    keeps = False
+
+    def __init__(self) -> None:
+        from twsessions.test.memcachedserver import Server
+
+        self._server = Server()
+        self._server.stop()
+        self.url = f"memcached://127.0.0.1:{self._server.port}"
+        self.start, self.kill, self.stop = self._server.start, self._server.stop, self._server.stop
+
+    def send(self, number: int) -> None:
+        if number == signal.SIGSTOP:
+            self._server.pause()
+        else:
+            self._server.resume()
+
+
 def serverFor(kind: str) -> Any:
     """
     A server that has not been started.
@@ -54,4 +73,4 @@ def serverFor(kind: str) -> Any:
     @return: something with C{url}, C{start()}, C{kill()}, C{send(signal)},
         C{stop()} and C{keeps}: whether what it knows survives C{kill()}.
     """
-    return {"redis": _Redis}[kind]()
+    return {"memcached": _Memcached, "redis": _Redis}[kind]()

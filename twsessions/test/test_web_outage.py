@@ -69,7 +69,7 @@ class World:
         await self.site._stop()
 
 
-@pytest.fixture(params=["redis"])
+@pytest.fixture(params=["memcached", "redis"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     server = serverFor(request.param)
     server.start()

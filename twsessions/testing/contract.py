@@ -428,7 +428,6 @@ class StoreContractMixin:
         await self.one(change(key, idle=5.0, usedAgo=0.0))
         await self.advance(5.0)
         assert not await self.isAlive(key)
-        assert await self.sweepAll() == 1
 
     # -- rotation -------------------------------------------------------------
 
@@ -538,6 +537,7 @@ class StoreContractMixin:
         assert await self.isAlive(key)
 
     async def test_sweepIsBoundedAndEndsAll(self) -> None:
+        self._needs(EVENTS)  # others may leave the sweeping to their servers
         for _ in range(25):
             await self.made(idle=10.0)
         await self.advance(10.0)
@@ -547,12 +547,14 @@ class StoreContractMixin:
         assert await self.sweepAll() == 0
 
     async def test_sweepTellsHowLongToWait(self) -> None:
+        self._needs(EVENTS)  # others may leave the sweeping to their servers
         assert (await self.store.sweep(10)).wait is None
         await self.made(idle=10.0)
         wait = (await self.store.sweep(10)).wait
         assert wait is not None and wait <= 10.0
 
     async def test_whoWaitsAsToldIsThereInTime(self) -> None:
+        self._needs(EVENTS)  # others may leave the sweeping to their servers
         await self.made(idle=10.0)
         await self.made(idle=300.0)
         waited = 0.0
