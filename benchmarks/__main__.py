@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import harness, many, network, requests, sqlite
+from benchmarks import harness, many, network, requests, sqlite, stores
 from benchmarks.harness import Goal
 
 GOALS = [
@@ -31,6 +31,26 @@ GOALS = [
     Goal("the same (theirs: Flask-Session)", "oursRedis", "flaskRedis", "us", 0.25,
          base="oursRedisBare", theirBase="none"),
     Goal("SQLite, commits/s in groups (theirs: raw)", "oursGroups", "rawGroups", "/s", least=0.7),
+    Goal("Redis, loads/s, 64 at once (theirs: redis-benchmark)", "oursRedisLoads",
+         "redisBenchmark", "/s", least=0.28),
+    Goal("the same (theirs: txredisapi, nothing decoded)", "oursRedisLoads",
+         "txredisapiLoads", "/s", least=3.0),
+    Goal("PostgreSQL, loads/s (theirs: pgbench, pipelined)", "oursPostgreSQLLoads",
+         "pgbenchLoads", "/s", least=0.6),
+    Goal("PostgreSQL, commits/s (theirs: pgbench -c8)", "oursPostgreSQLCommits",
+         "pgbenchCommits", "/s", least=0.8),
+    Goal("memcached, loads/s (theirs: twisted.protocols.memcache)", "oursMemcachedLoads",
+         "twistedMemcache", "/s", least=1.0),
+    Goal("SQLite, commits/s with many sessions (theirs: with 1000)", "sqliteWithMany",
+         "sqliteWithFew", "/s", least=0.9),
+    Goal("Redis, likewise", "redisWithMany", "redisWithFew", "/s", least=0.9),
+    Goal("PostgreSQL, likewise", "postgresqlWithMany", "postgresqlWithFew", "/s", least=0.9),
+    Goal("SQLite, due sessions ended in a second", "sqliteSweeps", None, "/s", floor=5000),
+    Goal("the longest reactor gap meanwhile", "sqliteSweepGap", None, "ms", limit=20),
+    Goal("Redis, due sessions ended in a second", "redisSweeps", None, "/s", floor=5000),
+    Goal("the longest reactor gap meanwhile", "redisSweepGap", None, "ms", limit=20),
+    Goal("PostgreSQL, due sessions ended in a second", "postgresqlSweeps", None, "/s", floor=5000),
+    Goal("the longest reactor gap meanwhile", "postgresqlSweepGap", None, "ms", limit=20),
     Goal("SQLite file of many: first answer", "firstAnswer", None, "s", limit=1.0),
     Goal("SQLite file of many: memory of a start (theirs: of 1000)", "memoryOfAStart",
          "memoryOfASmallStart", "MiB", 1.2),
@@ -63,4 +83,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
 
-__all__ = ["many", "network", "requests", "sqlite"]
+__all__ = ["many", "network", "requests", "sqlite", "stores"]

@@ -39,6 +39,7 @@ class Goal:
     @ivar unit: of the measures.
     @ivar most: the ratio, or with C{least} the other way round.
     @ivar limit: for C{ours}, in its unit, whatever C{theirs} is.
+    @ivar floor: likewise, what it should reach.
     """
 
     title: str
@@ -48,6 +49,7 @@ class Goal:
     most: float | None = None
     least: float | None = None
     limit: float | None = None
+    floor: float | None = None
     base: str | None = None
     theirBase: str | None = None
 
@@ -120,6 +122,9 @@ def _row(goal: Goal, values: dict[str, float]) -> list[str]:
     if goal.limit is not None:
         met &= ours <= goal.limit
         wanted.append(f"<= {goal.limit:g} {goal.unit}")
+    if goal.floor is not None:
+        met &= ours >= goal.floor
+        wanted.append(f">= {goal.floor:g} {goal.unit}")
     return [
         goal.title,
         f"{ours:.4g} {goal.unit}",

@@ -126,7 +126,7 @@ def djangoBare(scale: int) -> float:
     return _throughDjango("/bare")
 
 
-def _fields(number: int) -> dict[str, bytes]:
+def fields(number: int) -> dict[str, bytes]:
     return {"d" + name: encode(value) for name, value in payload(number).items()}
 
 
@@ -157,7 +157,7 @@ def oursGroups(scale: int) -> float:
         keys = _keys(scale)
         for at in range(0, len(keys), GROUP):
             births = [
-                Change(key, b"0", Birth(key[16:]), _fields(at), idle=900.0)
+                Change(key, b"0", Birth(key[16:]), fields(at), idle=900.0)
                 for key in keys[at : at + GROUP]
             ]
             _answer(store.commit(births))
@@ -183,7 +183,7 @@ def rawGroups(scale: int) -> float:
         connection.execute("CREATE TABLE s (key BLOB PRIMARY KEY, record BLOB, due REAL)")
         connection.execute("CREATE INDEX d ON s (due)")
         keys = _keys(scale)
-        blob = b"".join(name.encode() + value for name, value in _fields(1).items())
+        blob = b"".join(name.encode() + value for name, value in fields(1).items())
         upsert = (
             "INSERT INTO s VALUES (?, ?, ?) ON CONFLICT (key)"
             " DO UPDATE SET record = excluded.record, due = excluded.due"
@@ -209,12 +209,12 @@ def _stocked(directory: str, scale: int) -> str:
     """
     path = f"{directory}/many.db"
     store = SQLiteStore(path, time.time, InlineWorker(), InlineWorker())
-    fields = _fields(1)
+    some = fields(1)
     for at in range(0, scale, 5000):
         _answer(
             store.commit(
                 [
-                    Change(os.urandom(32), b"0", Birth(os.urandom(16)), fields, idle=90000.0)
+                    Change(os.urandom(32), b"0", Birth(os.urandom(16)), some, idle=90000.0)
                     for _ in range(min(5000, scale - at))
                 ]
             )
@@ -303,7 +303,7 @@ def gapWhileAnotherWrites(scale: int) -> float:
 
         async def work() -> None:
             keys = [os.urandom(32) for _ in range(500)]
-            await store.commit([Change(k, b"0", Birth(k[:16]), _fields(1)) for k in keys])
+            await store.commit([Change(k, b"0", Birth(k[:16]), fields(1)) for k in keys])
             writer = subprocess.Popen([sys.executable, "-c", _WRITER, path])
             try:
                 await busy(keys)

@@ -182,7 +182,8 @@ class ISessionStore(Interface):
 
     def sweep(limit: int) -> Deferred[Swept]:
         """
-        End sessions that have fallen due, the earliest first, up to C{limit}.
+        End sessions that have fallen due, the earliest first (of each server,
+        if there are several), up to C{limit}.
 
         A use or change that was acknowledged first wins; one that comes after
         finds the session gone. Safe to run in many processes at once. Bounded

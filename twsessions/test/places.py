@@ -65,6 +65,24 @@ class _Memcached:
             self._server.resume()
 
 
+class _PostgreSQL:
+    keeps = True
+
+    def __init__(self) -> None:
+        from twsessions.test.postgresserver import Server
+
+        self._server = Server()
+        self.url = self._server.url()
+        self.start, self.kill, self.stop = self._server.start, self._server.kill, self._server.stop
+        self.query = self._server.query
+
+    def send(self, number: int) -> None:
+        if number == signal.SIGSTOP:
+            self._server.pause()
+        else:
+            self._server.resume()
+
+
 def serverFor(kind: str) -> Any:
     """
     A server that has not been started.
@@ -73,4 +91,9 @@ def serverFor(kind: str) -> Any:
     @return: something with C{url}, C{start()}, C{kill()}, C{send(signal)},
         C{stop()} and C{keeps}: whether what it knows survives C{kill()}.
     """
-    return {"memcached": _Memcached, "redis": _Redis}[kind]()
+    servers: dict[str, type] = {
+        "memcached": _Memcached,
+        "postgresql": _PostgreSQL,
+        "redis": _Redis,
+    }
+    return servers[kind]()

@@ -169,7 +169,7 @@ def test_klein(tmp_path: Path, port: int) -> None:
         assert "You are nobody" in thief.get()
 
 
-@pytest.mark.parametrize("kind", ["memcached", "redis", "sqlite"])
+@pytest.mark.parametrize("kind", ["memcached", "postgresql", "redis", "sqlite"])
 def test_processes(tmp_path: Path, port: int, kind: str) -> None:
     """
     Log in on one, read on another, log out on a third. Those that have had

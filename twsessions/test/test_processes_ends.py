@@ -129,7 +129,7 @@ def wait(until: float, some: list[Listener], count: int) -> None:
         select.select([], [], [], 0.02)  # only between two looks; nothing depends on it
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["postgresql", "redis", "sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     with place(request.param, tmp_path) as url:
         yield url

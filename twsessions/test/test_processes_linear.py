@@ -180,7 +180,7 @@ def check(workers: list[Worker]) -> None:
         assert isLinearizable(history), (key, sorted(history, key=lambda one: one.invoked))
 
 
-@pytest.fixture(params=["sqlite", "redis", "memcached"])
+@pytest.fixture(params=["memcached", "postgresql", "redis", "sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     with place(request.param, tmp_path) as url:
         yield url
@@ -211,7 +211,7 @@ def test_killedProcesses(url: str, tmp_path: Path) -> None:
             worker.close()
 
 
-@pytest.mark.parametrize("kind", ["memcached", "redis"])
+@pytest.mark.parametrize("kind", ["memcached", "postgresql", "redis"])
 def test_cutConnections(kind: str, tmp_path: Path) -> None:
     chance = random.Random()
     keys = [os.urandom(32) for _ in range(KEYS)]

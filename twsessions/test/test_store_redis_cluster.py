@@ -79,6 +79,7 @@ def keyIn(bucket: int) -> bytes:
 
 
 class TestContract(StoreContractMixin, run=pytest_twisted.ensureDeferred):
+    isSpread = True
     cluster: ClassVar[Cluster]
 
     async def makeStore(self) -> RedisStore:

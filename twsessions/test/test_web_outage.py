@@ -69,7 +69,7 @@ class World:
         await self.site._stop()
 
 
-@pytest.fixture(params=["memcached", "redis"])
+@pytest.fixture(params=["memcached", "postgresql", "redis"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     server = serverFor(request.param)
     server.start()
