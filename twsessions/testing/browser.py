@@ -409,9 +409,7 @@ class Browser:
             if kept:
                 pairs = [f"{c.name}={c.value}" if c.name else c.value for c in kept]
                 lines.append(b"Cookie: " + "; ".join(pairs).encode("latin-1"))
-        if not headers.hasHeader(b"content-length") and not headers.hasHeader(
-            b"transfer-encoding"
-        ):
+        if not headers.hasHeader(b"content-length") and not headers.hasHeader(b"transfer-encoding"):
             if order.body or order.method in (b"POST", b"PUT", b"PATCH"):
                 lines.append(b"Content-Length: %d" % len(order.body))
         return b"\r\n".join([*lines, b"", b""])
@@ -420,9 +418,7 @@ class Browser:
         # As in a browser: cookies count from the head on, before the body.
         address = order.address
         for line in headers.getRawHeaders(b"set-cookie", []):
-            self.jar.receive(
-                line, address.secure, address.hostname, address.path, self._seconds()
-            )
+            self.jar.receive(line, address.secure, address.hostname, address.path, self._seconds())
 
 
 class _Connection:

@@ -1,0 +1,182 @@
+"""
+Where the PostgreSQL server is, and how a connection to it is made ready: found,
+logged in, its tables there, its statements prepared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
+from psycopg.pq.abc import PGresult
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFDSet, IResolutionReceiver
+from zope.interface import implementer
+
+from twsessions.errors import StoreUnavailable
+from twsessions.stores._postgreserrors import explain, stateOf
+from twsessions.stores._postgresschema import SCHEMA, greeting, making
+from twsessions.stores._postgreswire import Wire
+
+__all__ = ["Dialer"]
+
+_MISSING: Final = frozenset({"42P01", "3F000"})  # no such table, no such schema
+
+# libpq's, where the URL says nothing else.
+_USUAL: Final = {
+    "client_encoding": "UTF8",
+    "fallback_application_name": "twsessions",
+    "gssencmode": "disable",  # Kerberos would be asked, and waited for
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+}
+
+
+class Dialer:
+    """
+    Makes connections.
+    """
+
+    def __init__(
+        self, reactor: Any, parameters: Mapping[str, str], schema: str, timeout: float
+    ) -> None:
+        """
+        @param parameters: libpq's, the password among them.
+        @param schema: the namespace of the store's tables.
+        @param timeout: seconds for a connection, and for each statement.
+        """
+        self.reactor = reactor
+        self.timeout = timeout
+        self._parameters = dict(parameters)
+        self._schema = schema
+
+    async def dial(
+        self,
+        listens: bool,
+        lost: Callable[[StoreUnavailable], object],
+        notified: Callable[[bytes], object],
+        noticed: Callable[[PGresult], None],
+    ) -> tuple[Wire, int]:
+        """
+        Connect; make the tables if there are none.
+
+        @param listens: whether hints are wanted on this connection.
+        @return: the connection, and the OID of the type C{change}.
+        @raise StoreUnavailable: that could not be done.
+        """
+        if not IReactorFDSet.providedBy(self.reactor):
+            raise StoreUnavailable(
+                "the PostgreSQL store needs a reactor that watches file descriptors, as all do on"
+                " POSIX systems"
+            )
+        conninfo = await self._conninfo()
+        wire = Wire(self.reactor, lost, notified, noticed)
+        try:
+            await wire.connect(conninfo)
+            change = await self._greet(wire, listens)
+            wire.pipeline()
+        except BaseException:
+            wire.drop(StoreUnavailable("the connection is not used"))
+            raise
+        return wire, change
+
+    async def _greet(self, wire: Wire, listens: bool) -> int:
+        said = greeting(self._schema, self.timeout, listens)
+        results = await wire.script(said)
+        if stateOf(results[-1]) in _MISSING:
+            for result in await wire.script(making(self._schema)):
+                _check(result)
+            results = await wire.script(said)
+        for result in results:
+            # The version comes before what a later one may not have any more.
+            if result.status == pq.ExecStatus.TUPLES_OK:
+                version, change = (int(result.get_value(0, n) or b"0") for n in (0, 1))
+                if version != SCHEMA:
+                    raise StoreUnavailable(
+                        f"the sessions in the schema {self._schema!r} were made by a newer"
+                        f" release of twsessions (version {version}, this one knows {SCHEMA}):"
+                        " upgrade, or use another schema; nothing in it was changed"
+                    )
+            _check(result)
+        return change
+
+    async def _conninfo(self) -> bytes:
+        parameters = {**_USUAL, **self._parameters}
+        hosts = parameters.get("host") or _usualHost()
+        if hosts:
+            # Each name has as many entries as it has addresses: libpq tries all.
+            names = hosts.split(",")
+            ports = parameters.get("port", "").split(",")
+            found: list[tuple[str, str, str]] = []
+            for number, name in enumerate(names):
+                port = ports[number] if len(ports) > 1 else ports[0]
+                for address in await _addresses(self.reactor, name):
+                    found.append((name, address, port))
+            columns = [",".join(column) for column in zip(*found, strict=True)]
+            parameters["host"], parameters["hostaddr"], parameters["port"] = columns
+        return make_conninfo("", **{k: v for k, v in parameters.items() if v}).encode()
+
+
+def _check(result: PGresult) -> None:
+    if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
+        raise explain(result)
+
+
+def _usualHost() -> str:
+    """
+    What libpq would take from the environment.
+    """
+    for option in pq.Conninfo.get_defaults():
+        if option.keyword == b"host":
+            return (option.val or b"").decode()
+    return ""
+
+
+async def _addresses(reactor: Any, host: str) -> Sequence[str]:
+    """
+    A host's addresses; an empty one for a socket in the file system.
+    """
+    if not host or host.startswith(("/", "@")):
+        return [""]
+    if isIPAddress(host) or isIPv6Address(host):
+        return [host]
+    receiver = _Addresses()
+    reactor.nameResolver.resolveHostName(receiver, host)
+    await receiver.complete
+    if not receiver.found:
+        raise StoreUnavailable(f"the PostgreSQL server's name {host!r} could not be resolved")
+    return receiver.found
+
+
+@implementer(IResolutionReceiver)
+class _Addresses:
+    """
+    Collects what a name resolves to.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self.complete: Deferred[None] = Deferred()
+
+    def resolutionBegan(self, resolutionInProgress: object) -> None:
+        """
+        See L{IResolutionReceiver}.
+        """
+
+    def addressResolved(self, address: Any) -> None:
+        """
+        See L{IResolutionReceiver}.
+        """
+        if address.host not in self.found:
+            self.found.append(address.host)
+
+    def resolutionComplete(self) -> None:
+        """
+        See L{IResolutionReceiver}.
+        """
+        if not self.complete.called:
+            self.complete.callback(None)
