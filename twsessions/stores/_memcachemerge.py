@@ -38,7 +38,7 @@ _Outcome = Record | SessionError
 _GRAVE: Final = b"\0"  # what a tombstone begins with; no record does
 _MOURNING: Final = 600.0  # seconds a tombstone stays
 _SLACK: Final = 60.0  # seconds an item stays after its deadline, which is what counts
-_TRIES: Final = 100
+_TRIES: Final = 1000  # of one change against other writers; the deadline mostly comes first
 
 
 class Item:
