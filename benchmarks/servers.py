@@ -30,7 +30,7 @@ def running(words: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
     """
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     environment["NODE_PATH"] = str(ROOT / "build" / "peers" / "node_modules")
-    process = subprocess.Popen(words, env=environment, cwd=ROOT)
+    process = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 30
         while True:

@@ -126,10 +126,10 @@ class Wire:
             return fail(StoreUnavailable("the connection to PostgreSQL was lost"))
         asked = _Asked()
         self._asked.append(asked)
-        formats = (_BINARY,) * len(parameters)
+        values, formats = list(parameters), [_BINARY] * len(parameters)
 
         def send(pgconn: PGconn) -> None:
-            pgconn.send_query_prepared(name, parameters, formats, _BINARY)
+            pgconn.send_query_prepared(name, values, formats, _BINARY)
             pgconn.pipeline_sync()
 
         self._do(send)
