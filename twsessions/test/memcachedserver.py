@@ -12,20 +12,11 @@ import subprocess
 import time
 from urllib.parse import unquote_to_bytes
 
-import pytest
+from twsessions.test.real import freePort, missing
 
-__all__ = ["Client", "Server", "missing"]
+__all__ = ["Client", "Server"]
 
 _PATIENCE = 20.0  # seconds for a server to do what it is to do
-
-
-def missing(what: str) -> None:
-    """
-    Skip a test because something is not installed; in CI that is a failure.
-    """
-    if os.environ.get("CI"):
-        pytest.fail(f"{what} is not installed")
-    pytest.skip(f"{what} is not installed")
 
 
 class Client:
@@ -124,11 +115,9 @@ class Server:
         program = shutil.which("memcached") or shutil.which("memcached", path="/usr/sbin:/usr/bin")
         if program is None:
             missing("memcached")
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            self.port: int = one.getsockname()[1]
+        self.port = freePort()
         user = ("-u", "nobody") if os.geteuid() == 0 else ()
-        self._command = [str(program), "-l", "127.0.0.1", "-p", str(self.port), *user, *options]
+        self._command = [program, "-l", "127.0.0.1", "-p", str(self.port), *user, *options]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 

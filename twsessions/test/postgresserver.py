@@ -8,7 +8,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,40 +15,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import ClientFactory, Factory, Protocol
+
+from twsessions.test.real import freePort, missing
 
 try:
     import psycopg
 except ImportError:
     psycopg = None
 
-__all__ = ["PASSWORD", "Proxy", "Server", "freePort", "missing"]
+__all__ = ["PASSWORD", "Proxy", "Server"]
 
 PASSWORD = "p@ss:w/rd?#"
 """The superuser's."""
 
 _PATIENCE = 30.0  # seconds for a server to do what it is to do
-
-
-def missing(what: str) -> Any:
-    """
-    Skip a test because something is not installed; in CI that is a failure.
-    """
-    if os.environ.get("CI"):
-        pytest.fail(f"{what} is not installed")
-    pytest.skip(f"{what} is not installed")
-
-
-def freePort() -> int:
-    """
-    A port that nobody listens on.
-    """
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 class Server:

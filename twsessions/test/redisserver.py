@@ -12,41 +12,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hiredis
-import pytest
 
-__all__ = ["Cluster", "Server", "call", "freePort", "missing", "until"]
+from twsessions.test.real import freePort, missing
+
+__all__ = ["Cluster", "Server", "call", "until"]
 
 _PATIENCE = 20.0  # seconds for a server to do what it is to do
-
-
-def missing(what: str) -> None:
-    """
-    Skip a test because something is not installed; in CI that is a failure.
-    """
-    if os.environ.get("CI"):
-        pytest.fail(f"{what} is not installed")
-    pytest.skip(f"{what} is not installed")
-
-
-def freePort() -> int:
-    """
-    A port that nobody listens on, nor on the one 10000 above (a cluster's
-    second).
-    """
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            if port > 55000:
-                continue
-            try:
-                two.bind(("127.0.0.1", port + 10000))
-            except OSError:
-                continue
-            return port
 
 
 def until(holds: Callable[[], Any], what: str) -> Any:
@@ -128,6 +103,9 @@ class Server:
             )
 
         def listens() -> bool:
+            if self.process is None or self.process.poll() is not None:
+                log = Path(self.directory, "log").read_text(errors="replace")
+                raise AssertionError(f"it does not start: {log[-2000:]}")
             with socket.create_connection(("127.0.0.1", self.port), 1.0):
                 return True
 

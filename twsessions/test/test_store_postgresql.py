@@ -24,7 +24,8 @@ import twsessions
 from twsessions.core.record import Record
 from twsessions.errors import SessionGone, StoreUnavailable
 from twsessions.stores.fromurl import checkURL, storeFromURL
-from twsessions.test.postgresserver import Server, missing
+from twsessions.test.postgresserver import Server
+from twsessions.test.real import missing
 from twsessions.testing.contract import change, create, newKey
 
 try:

@@ -11,7 +11,8 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from twsessions.test.postgresserver import Server, missing
+from twsessions.test.postgresserver import Server
+from twsessions.test.real import missing
 from twsessions.testing.contract import StoreContractMixin
 
 try:

@@ -22,7 +22,8 @@ from twsessions.core.record import Record
 from twsessions.errors import SessionError, SessionGone, StoreError, StoreUnavailable
 from twsessions.interfaces import Verdict
 from twsessions.stores.memory import MemoryStore
-from twsessions.test.postgresserver import PASSWORD, Proxy, Server, freePort, missing
+from twsessions.test.postgresserver import PASSWORD, Proxy, Server
+from twsessions.test.real import freePort, missing
 from twsessions.testing.contract import change, create, newKey
 
 try:
