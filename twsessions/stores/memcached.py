@@ -30,10 +30,10 @@ from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import NotSupported, SessionError, StoreUnavailable
 from twsessions.interfaces import Ended, ISessionStore, Swept, Verdict
-from twsessions.stores._memcacheask import ADD, GETS, STORED, Ask, isPrefix
-from twsessions.stores._memcachelink import Server
-from twsessions.stores._memcachemerge import Item, Merge, Steps
-from twsessions.stores._memcachering import Ring
+from twsessions.stores._memcache.ask import ADD, GETS, STORED, Ask, isPrefix
+from twsessions.stores._memcache.link import Server
+from twsessions.stores._memcache.merge import Item, Merge, Steps
+from twsessions.stores._memcache.ring import Ring
 
 __all__ = ["MemcachedStore", "fromURL"]
 

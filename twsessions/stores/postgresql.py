@@ -44,12 +44,12 @@ from twsessions.interfaces import (
     Swept,
     Verdict,
 )
-from twsessions.stores import _postgresrecord as record
-from twsessions.stores._postgresdial import Dialer
-from twsessions.stores._postgreserrors import stateOf
-from twsessions.stores._postgreslink import Link, Refused
-from twsessions.stores._postgresschema import CORRUPT
-from twsessions.stores._postgresurl import Target, parse
+from twsessions.stores._postgres import record
+from twsessions.stores._postgres.dial import Dialer
+from twsessions.stores._postgres.errors import stateOf
+from twsessions.stores._postgres.link import Link, Refused
+from twsessions.stores._postgres.schema import CORRUPT
+from twsessions.stores._postgres.url import Target, parse
 
 __all__ = ["PostgreSQLStore", "fromURL"]
 

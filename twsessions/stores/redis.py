@@ -7,7 +7,7 @@ a cluster the first byte of a key says which of 256 buckets, and so which slot,
 a session is in; what concerns one bucket is atomic. What is not:
 
   - A rotation from one bucket to another, see
-    L{_redismoves<twsessions.stores._redismoves>}: the old key is dead before
+    L{moves<twsessions.stores._redis.moves>}: the old key is dead before
     the new one lives, and a process's death in between loses nothing.
   - The indexes of principals and handles: they are checked against the
     sessions when they are read.
@@ -53,12 +53,12 @@ from twsessions.interfaces import (
     Swept,
     Verdict,
 )
-from twsessions.stores import _redisscripts as scripts
-from twsessions.stores._redisbuckets import Buckets
-from twsessions.stores._redishints import Hints
-from twsessions.stores._redisindex import Index
-from twsessions.stores._redismoves import Moves
-from twsessions.stores._redisrecord import (
+from twsessions.stores._redis import scripts
+from twsessions.stores._redis.buckets import Buckets
+from twsessions.stores._redis.hints import Hints
+from twsessions.stores._redis.index import Index
+from twsessions.stores._redis.moves import Moves
+from twsessions.stores._redis.record import (
     claimOf,
     decode,
     decodeAll,
@@ -68,9 +68,9 @@ from twsessions.stores._redisrecord import (
     stateBetween,
     timeOf,
 )
-from twsessions.stores._redisroute import Ask, Route
-from twsessions.stores._redisurl import parse
-from twsessions.stores._rediswire import command, explain
+from twsessions.stores._redis.route import Ask, Route
+from twsessions.stores._redis.url import parse
+from twsessions.stores._redis.wire import command, explain
 
 __all__ = ["RedisStore", "fromURL"]
 

@@ -31,10 +31,10 @@ from twsessions.errors import (
     SessionTooLarge,
     StoreUnavailable,
 )
-from twsessions.stores._memcacheask import ADD, CAS, DELETE, EXISTS, GETS, STORED, Ask
-from twsessions.stores._memcachemerge import Item, Merge
-from twsessions.stores._memcachering import Ring
-from twsessions.stores._memcachewire import Wire
+from twsessions.stores._memcache.ask import ADD, CAS, DELETE, EXISTS, GETS, STORED, Ask
+from twsessions.stores._memcache.merge import Item, Merge
+from twsessions.stores._memcache.ring import Ring
+from twsessions.stores._memcache.wire import Wire
 from twsessions.stores.memcached import MemcachedStore, fromURL
 from twsessions.stores.memory import MemoryStore
 from twsessions.test.memcachedserver import Server

@@ -31,8 +31,8 @@ from twsessions.testing.contract import change, create, newKey
 try:
     import psycopg
 
-    from twsessions.stores._postgresrecord import decode, encode
-    from twsessions.stores._postgresurl import parse
+    from twsessions.stores._postgres.record import decode, encode
+    from twsessions.stores._postgres.url import parse
     from twsessions.stores.postgresql import PostgreSQLStore
 except ModuleNotFoundError:
     psycopg = None

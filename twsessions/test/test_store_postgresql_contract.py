@@ -18,7 +18,7 @@ from twsessions.testing.contract import StoreContractMixin
 try:
     import psycopg
 
-    from twsessions.stores._postgresurl import parse
+    from twsessions.stores._postgres.url import parse
     from twsessions.stores.postgresql import PostgreSQLStore
 except ModuleNotFoundError:
     psycopg = None

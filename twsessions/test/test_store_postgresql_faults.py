@@ -29,7 +29,7 @@ from twsessions.testing.contract import change, create, newKey
 try:
     import psycopg
 
-    from twsessions.stores._postgresurl import parse
+    from twsessions.stores._postgres.url import parse
     from twsessions.stores.postgresql import PostgreSQLStore, fromURL
 except ModuleNotFoundError:
     psycopg = None

@@ -28,10 +28,10 @@ import twsessions
 from twsessions.core.delta import Birth, Change
 from twsessions.errors import CorruptRecord, NewerFormat, StoreUnavailable
 from twsessions.interfaces import ISessionStore
-from twsessions.stores import _redisurl
-from twsessions.stores._redisrecord import decode, decodeEnd, stateBetween
-from twsessions.stores._redisroute import Cluster, Sentinels, Single, _evenTags, _slotOf
-from twsessions.stores._rediswire import explain
+from twsessions.stores._redis.record import decode, decodeEnd, stateBetween
+from twsessions.stores._redis.route import Cluster, Sentinels, Single, _evenTags, _slotOf
+from twsessions.stores._redis.url import parse
+from twsessions.stores._redis.wire import explain
 from twsessions.stores.fromurl import checkURL, storeFromURL
 from twsessions.stores.redis import _waves
 from twsessions.test.redisserver import Server, until
@@ -106,7 +106,7 @@ async def refusal(url: str) -> str:
 )  # fmt: skip
 def test_url(rest: str, route: type, addresses: list[Any], login: Any) -> None:
     scheme, _, rest = rest.partition(":")
-    target = _redisurl.parse(scheme, rest)
+    target = parse(scheme, rest)
     assert target.addresses == addresses
     assert (target.login.user, target.login.password, target.login.database) == login
     assert (target.timeout, target.prefix, target.replicas) == (1.5, b"twsessions", 0)
@@ -117,7 +117,7 @@ def test_url(rest: str, route: type, addresses: list[Any], login: Any) -> None:
 
 
 def test_options() -> None:
-    target = _redisurl.parse(
+    target = parse(
         "redis+sentinel",
         "//u:p@h/s?prefix=my:app&timeout=0.5&replicas=2&tls=yes&sentinelUser=su&sentinelPassword=sp",
     )
@@ -436,7 +436,7 @@ async def test_forgottenWish(server: Server) -> None:
     """
     After 30 days without listeners ends are not kept any more.
     """
-    from twsessions.stores._redislink import Dialer, Login
+    from twsessions.stores._redis.link import Dialer, Login
     from twsessions.stores.redis import RedisStore
 
     now = [0.0]

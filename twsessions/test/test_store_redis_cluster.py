@@ -20,9 +20,9 @@ from twisted.internet.task import deferLater
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import IdCollision, SessionGone, StoreUnavailable
-from twsessions.stores._redislink import Dialer, Login
-from twsessions.stores._redisroute import Ask
-from twsessions.stores._redisroute import Cluster as Route
+from twsessions.stores._redis.link import Dialer, Login
+from twsessions.stores._redis.route import Ask
+from twsessions.stores._redis.route import Cluster as Route
 from twsessions.stores.redis import RedisStore
 from twsessions.test.redismodel import Play, insist
 from twsessions.test.redisserver import Cluster, Server, until

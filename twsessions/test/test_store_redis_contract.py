@@ -12,8 +12,8 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from twsessions.stores._redislink import Dialer, Login
-from twsessions.stores._redisroute import Single
+from twsessions.stores._redis.link import Dialer, Login
+from twsessions.stores._redis.route import Single
 from twsessions.stores.redis import RedisStore
 from twsessions.test.redisserver import Server
 from twsessions.testing.contract import StoreContractMixin

@@ -23,8 +23,8 @@ from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import SessionGone, StoreUnavailable
 from twsessions.interfaces import Verdict
-from twsessions.stores._redislink import Dialer, Login
-from twsessions.stores._redisroute import Single
+from twsessions.stores._redis.link import Dialer, Login
+from twsessions.stores._redis.route import Single
 from twsessions.stores.fromurl import storeFromURL
 from twsessions.stores.redis import RedisStore
 from twsessions.test.redismodel import Play, insist

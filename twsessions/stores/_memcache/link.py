@@ -12,8 +12,8 @@ from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.protocol import Factory
 
 from twsessions.errors import StoreUnavailable
-from twsessions.stores._memcacheask import Ask, fill, spell
-from twsessions.stores._memcachewire import Wire
+from twsessions.stores._memcache.ask import Ask, fill, spell
+from twsessions.stores._memcache.wire import Wire
 from twsessions.stores._redial import Redialed
 
 __all__ = ["Server"]

@@ -25,8 +25,8 @@ from twsessions.errors import (
     StoreError,
     StoreUnavailable,
 )
-from twsessions.stores._memcacheask import ADD, CAS, DELETE, GETS, STORED, Ask
-from twsessions.stores._memcachewire import Wire
+from twsessions.stores._memcache.ask import ADD, CAS, DELETE, GETS, STORED, Ask
+from twsessions.stores._memcache.wire import Wire
 
 __all__ = ["Item", "Merge", "Steps", "isMove"]
 

@@ -1,6 +1,6 @@
 """
 Changes and records in PostgreSQL's binary formats, as
-L{_postgresschema<twsessions.stores._postgresschema>} takes and gives them.
+L{schema<twsessions.stores._postgres.schema>} takes and gives them.
 """
 
 from __future__ import annotations

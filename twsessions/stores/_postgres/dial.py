@@ -17,9 +17,9 @@ from twisted.internet.interfaces import IReactorFDSet, IResolutionReceiver
 from zope.interface import implementer
 
 from twsessions.errors import StoreUnavailable
-from twsessions.stores._postgreserrors import explain, stateOf
-from twsessions.stores._postgresschema import SCHEMA, greeting, making
-from twsessions.stores._postgreswire import Wire
+from twsessions.stores._postgres.errors import explain, stateOf
+from twsessions.stores._postgres.schema import SCHEMA, greeting, making
+from twsessions.stores._postgres.wire import Wire
 
 __all__ = ["Dialer"]
 

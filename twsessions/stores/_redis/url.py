@@ -11,8 +11,8 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
 
 from twsessions.errors import NotSupported
-from twsessions.stores._redislink import Dialer, Login
-from twsessions.stores._redisroute import Address, Cluster, Route, Sentinels, Single
+from twsessions.stores._redis.link import Dialer, Login
+from twsessions.stores._redis.route import Address, Cluster, Route, Sentinels, Single
 
 __all__ = ["Target", "parse"]
 

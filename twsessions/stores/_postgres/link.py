@@ -16,9 +16,9 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from twsessions.errors import StoreError, StoreUnavailable
-from twsessions.stores._postgresdial import Dialer
-from twsessions.stores._postgreserrors import explain, isFinal, isOfData, isPassing, stateOf
-from twsessions.stores._postgreswire import Wire
+from twsessions.stores._postgres.dial import Dialer
+from twsessions.stores._postgres.errors import explain, isFinal, isOfData, isPassing, stateOf
+from twsessions.stores._postgres.wire import Wire
 
 __all__ = ["Link", "Refused"]
 

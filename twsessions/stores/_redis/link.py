@@ -23,8 +23,8 @@ from twisted.logger import Logger
 
 from twsessions.errors import StoreUnavailable
 from twsessions.stores._redial import Redialed
-from twsessions.stores._redisscripts import SCRIPTS
-from twsessions.stores._rediswire import Wire, command, explain
+from twsessions.stores._redis.scripts import SCRIPTS
+from twsessions.stores._redis.wire import Wire, command, explain
 
 __all__ = ["Dialer", "Login", "Server"]
 

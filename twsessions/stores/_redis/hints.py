@@ -13,9 +13,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twsessions.errors import StoreUnavailable
-from twsessions.stores._redislink import Server
-from twsessions.stores._redisroute import Route
-from twsessions.stores._rediswire import Wire, command, explain
+from twsessions.stores._redis.link import Server
+from twsessions.stores._redis.route import Route
+from twsessions.stores._redis.wire import Wire, command, explain
 
 __all__ = ["Hints"]
 

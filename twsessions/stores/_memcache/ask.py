@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from twsessions.errors import StoreUnavailable
-from twsessions.stores._memcachewire import Reply, Wire
+from twsessions.stores._memcache.wire import Reply, Wire
 
 __all__ = ["ADD", "CAS", "DELETE", "EXISTS", "GETS", "STORED", "Ask", "fill", "isPrefix", "spell"]
 

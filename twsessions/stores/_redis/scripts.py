@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from hashlib import sha1
 from typing import Final
 
-from twsessions.stores._rediswire import command
+from twsessions.stores._redis.wire import command
 
 __all__ = [
     "ACQUIRE",

@@ -10,9 +10,9 @@ from typing import Any
 from zlib import crc32
 
 from twsessions.errors import StoreUnavailable
-from twsessions.stores._redisroute import Ask, Route
-from twsessions.stores._redisscripts import Script
-from twsessions.stores._rediswire import command
+from twsessions.stores._redis.route import Ask, Route
+from twsessions.stores._redis.scripts import Script
+from twsessions.stores._redis.wire import command
 
 __all__ = ["Buckets"]
 

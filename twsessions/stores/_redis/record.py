@@ -1,5 +1,5 @@
 """
-Changes, records and ends as L{_redisscripts<twsessions.stores._redisscripts>}
+Changes, records and ends as L{scripts<twsessions.stores._redis.scripts>}
 takes and keeps them.
 """
 

@@ -13,9 +13,9 @@ from hiredis import ReplyError
 from twisted.internet.defer import Deferred
 
 from twsessions.errors import StoreUnavailable
-from twsessions.stores._redislink import Dialer, Login, Server
-from twsessions.stores._redisscripts import Script
-from twsessions.stores._rediswire import Wire, command, explain
+from twsessions.stores._redis.link import Dialer, Login, Server
+from twsessions.stores._redis.scripts import Script
+from twsessions.stores._redis.wire import Wire, command, explain
 
 __all__ = ["Address", "Ask", "Cluster", "Route", "Sentinels", "Single"]
 

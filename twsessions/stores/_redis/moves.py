@@ -20,12 +20,12 @@ from typing import Any
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import IdCollision, SessionError, SessionGone, StoreUnavailable
-from twsessions.stores import _redisscripts as scripts
-from twsessions.stores._redisbuckets import Buckets
-from twsessions.stores._redisindex import Index
-from twsessions.stores._redisrecord import decode, stateBetween
-from twsessions.stores._redisroute import Ask
-from twsessions.stores._rediswire import command
+from twsessions.stores._redis import scripts
+from twsessions.stores._redis.buckets import Buckets
+from twsessions.stores._redis.index import Index
+from twsessions.stores._redis.record import decode, stateBetween
+from twsessions.stores._redis.route import Ask
+from twsessions.stores._redis.wire import command
 
 __all__ = ["Moves"]
 

@@ -8,7 +8,7 @@ Text that comes from outside is kept as C{bytea}, in UTF-8: PostgreSQL's text
 has no NUL, and its encoding is the database's. What a session's C{seal} covers
 is C{content}: what C{record_send} makes of the row, so that a client that gets
 it as it is has one hash to make and one piece of bytes to take apart
-(L{_postgresrecord<twsessions.stores._postgresrecord>}). C{due} is when a sweep
+(L{record<twsessions.stores._postgres.record>}). C{due} is when a sweep
 has to look, never after the deadline: a use moves the deadline but not C{due},
 so that no index is touched and the new row goes beside the old one (HOT).
 

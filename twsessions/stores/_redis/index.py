@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from twsessions.stores import _redisscripts as scripts
-from twsessions.stores._redisbuckets import Buckets
-from twsessions.stores._redisroute import Ask
-from twsessions.stores._rediswire import command
+from twsessions.stores._redis import scripts
+from twsessions.stores._redis.buckets import Buckets
+from twsessions.stores._redis.route import Ask
+from twsessions.stores._redis.wire import command
 
 __all__ = ["Index"]
 

@@ -1,0 +1,3 @@
+"""
+What L{twsessions.stores.memcached} is made of.
+"""

@@ -1,0 +1,3 @@
+"""
+What L{twsessions.stores.postgresql} is made of.
+"""

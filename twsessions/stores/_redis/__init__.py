@@ -1,0 +1,3 @@
+"""
+What L{twsessions.stores.redis} is made of.
+"""
