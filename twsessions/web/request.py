@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from twsessions.core.cookies import CookiePolicy, Sent
     from twsessions.web.keeper import StoreKeeper
 
-__all__ = ["Exchange", "SessionRequest", "adopt", "requestClassFor"]
+__all__ = ["Exchange", "SessionRequest", "abort", "adopt", "requestClassFor"]
 
 _CAREFUL = re.compile(rb"no-store|private", re.IGNORECASE)  # in Cache-Control
 
@@ -98,6 +98,18 @@ class SessionRequest(server.Request):
             exchange = self._exchange = Exchange(self, channel.site)
         session = exchange.getSession(forceNotSecure)
         return session.getComponent(sessionInterface) if sessionInterface else session
+
+    def peekSession(self) -> Session | None:
+        """
+        The user's session, if there is one. Unlike C{getSession()} this makes
+        none, and does not count as use.
+
+        @raise StoreUnavailable: it could not be loaded.
+        """
+        exchange = self._exchange
+        if exchange is None:
+            exchange = self._exchange = Exchange(self, self.channel.site)
+        return exchange.peek()
 
     def isSecure(self) -> bool:
         """
@@ -404,6 +416,16 @@ class Exchange:
         session.awake(request)
         return session
 
+    def peek(self) -> Session | None:
+        """
+        See L{SessionRequest.peekSession}.
+        """
+        secure = self.isSecure()
+        session = self.session(secure)
+        if session is None:
+            session = self._find(_Slot(secure), secure)
+        return None if session is None or session._ended is not None else session
+
     def _take(self, session: Session) -> None:
         # It was held for whoever would ask; now the slot holds it.
         loaded = self._loaded or {}
@@ -583,7 +605,7 @@ class Exchange:
             if request.producer is not None:
                 request.producer.stopProducing()
             self._done()
-            _abort(request.channel)
+            abort(request.channel)
         elif failure.check(SessionGone):
             self.answer(http.CONFLICT, b"The session has ended")
         elif failure.check(TooManySessions):
@@ -765,7 +787,10 @@ def _loss(session: Session) -> Exception:
     return StoreUnavailable("what was changed was dropped with a commit that failed")
 
 
-def _abort(channel: Any) -> None:
+def abort(channel: Any) -> None:
+    """
+    Break off a response whose headers have left.
+    """
     # A stream of HTTP/2 can be ended by itself; in HTTP/1.1 the client only
     # learns that the response is not whole when the connection breaks.
     abort = getattr(channel, "abortConnection", None)

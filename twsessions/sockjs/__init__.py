@@ -1,0 +1,13 @@
+"""
+SockJS for Twisted Web: connections to browsers that always get through, bound
+to the user's web session where that is wanted.
+"""
+
+from __future__ import annotations
+
+from twsessions.sockjs.connection import SockJSConnection, broadcast
+from twsessions.sockjs.info import ConnectionInfo
+from twsessions.sockjs.resource import SockJSResource
+from twsessions.sockjs.settings import SockJSSettings
+
+__all__ = ["ConnectionInfo", "SockJSConnection", "SockJSResource", "SockJSSettings", "broadcast"]

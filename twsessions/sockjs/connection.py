@@ -1,0 +1,171 @@
+"""
+What an application subclasses: one object for each client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IConsumer
+from zope.interface import implementer
+
+from twsessions.sockjs.frames import GO_AWAY
+from twsessions.sockjs.packet import Packet
+
+if TYPE_CHECKING:
+    from twsessions.sockjs.driver import Driver
+    from twsessions.sockjs.info import ConnectionInfo
+    from twsessions.sockjs.session import Close
+
+__all__ = ["SockJSConnection", "broadcast"]
+
+
+def broadcast(connections: Iterable[SockJSConnection], message: str | bytes) -> None:
+    """
+    Send a message to many. It is encoded once for each wire format, and the
+    same bytes go to every client of that format. Closed ones are passed over.
+    """
+    packet = _packet(message)
+    for connection in list(connections):
+        driver = connection._driver
+        if driver is not None:
+            driver.send(packet)
+
+
+def _packet(message: str | bytes) -> Packet:
+    if not isinstance(message, (str, bytes)):
+        raise TypeError(f"a message is a str or bytes, not {type(message).__name__}")
+    return Packet(message)
+
+
+@implementer(IConsumer)
+class SockJSConnection:
+    """
+    A client that is connected. Override C{onOpen}, C{onMessage} and C{onClose}.
+    Each may be a coroutine function or return a Deferred: until it is done, the
+    next message waits. If one fails, that is logged and the connection is
+    closed.
+
+    @ivar info: who it is: a L{ConnectionInfo<twsessions.sockjs.ConnectionInfo>};
+        L{None} before L{onOpen}.
+    """
+
+    info: ConnectionInfo | None = None
+    _driver: Driver | None = None
+
+    def onOpen(self, info: ConnectionInfo) -> object:
+        """
+        A client has connected.
+        """
+
+    def onMessage(self, message: Any) -> object:
+        """
+        The client has sent a message.
+
+        @param message: C{str}; C{bytes} only if it came over a raw websocket in
+            a binary message.
+        """
+
+    def onClose(self, code: int, reason: str) -> object:
+        """
+        The connection is closed. Called once, after the messages that had
+        arrived from the client, if L{onOpen} was called.
+
+        @param code: 1000 to 4999; 1006: the client is gone without a word.
+        @param reason: in words, the client's or ours: not to be trusted.
+        """
+
+    # -- for the application to call ------------------------------------------
+
+    def send(self, message: str | bytes) -> None:
+        """
+        Send a message. To a connection that is closed: nothing happens. One
+        that the client is too slow for waits, up to C{maxQueueBytes}.
+
+        @param message: C{bytes} go as a binary message over a raw websocket, and
+            as UTF-8 text otherwise.
+        @raise TypeError: it is neither C{str} nor C{bytes}.
+        """
+        driver = self._driver
+        if not isinstance(message, (str, bytes)):
+            raise TypeError(f"a message is a str or bytes, not {type(message).__name__}")
+        if driver is not None:
+            driver.send(Packet(message))
+
+    def broadcast(self, connections: Iterable[SockJSConnection], message: str | bytes) -> None:
+        """
+        Send a message to many: see L{broadcast}.
+        """
+        broadcast(connections, message)
+
+    def close(self, code: int = GO_AWAY[0], reason: str = GO_AWAY[1]) -> None:
+        """
+        Close the connection; what was sent before still arrives. To do it again
+        does no harm.
+
+        @param code: 1000, or 3000 to 4999 (RFC 6455, 7.4.2).
+        @param reason: for the client; up to 123 bytes of UTF-8.
+        @raise ValueError: another code, or too long a reason.
+        """
+        if code != 1000 and not 3000 <= code <= 4999:
+            raise ValueError(f"a close code is 1000 or 3000 to 4999, not {code!r}")
+        if len(reason.encode("utf-8", "replace")) > 123:
+            raise ValueError("a close reason has up to 123 bytes")
+        if self._driver is not None:
+            self._driver.close(code, reason)
+
+    @property
+    def isClosed(self) -> bool:
+        """
+        Whether it is not open: closed, or not open yet.
+        """
+        return self._driver is None or not self._driver.isOpen
+
+    @property
+    def closeReason(self) -> Close | None:
+        """
+        Why it was closed: C{code}, C{reason}, and C{forced}: whether one of the
+        two sides did it, and not time. L{None}: it was not.
+        """
+        return None if self._driver is None else self._driver.session.closed
+
+    def notifyOnClose(self, callback: Callable[[], object]) -> None:
+        """
+        Call C{callback} when the connection is closed, before L{onClose}; at once
+        if it is.
+        """
+        if self._driver is not None:
+            self._driver.notifyOnClose(callback)
+        else:
+            callback()
+
+    # -- back-pressure --------------------------------------------------------
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """
+        As any C{IConsumer}: C{producer.pauseProducing()} is called when the client
+        cannot follow, C{resumeProducing()} when it can again.
+
+        @raise ValueError: it is a pull producer.
+        @raise RuntimeError: there is one already.
+        """
+        if not streaming:
+            raise ValueError("only push producers (streaming=True) can be registered")
+        if self._driver is None or not self._driver.isOpen:
+            producer.stopProducing()
+        else:
+            self._driver.register(producer)
+
+    def unregisterProducer(self) -> None:
+        """
+        The producer has no more to say.
+        """
+        if self._driver is not None:
+            self._driver.producer = None
+
+    def write(self, data: bytes) -> None:
+        """
+        As any C{IConsumer}: the same as L{send}.
+        """
+        self.send(data)

@@ -1,0 +1,3 @@
+"""
+What can carry a session, one wire format to a file.
+"""
