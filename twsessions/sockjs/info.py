@@ -98,10 +98,11 @@ class ConnectionInfo:
         for name in _HEADERS:
             values = found.getRawHeaders(name)
             if values:
-                headers[name] = values[0]
+                headers[name] = ", ".join(values)
         ip = getattr(request.getClientAddress(), "host", None)
         if trustForwarded and "x-forwarded-for" in headers:
-            ip = headers["x-forwarded-for"].split(",")[0].strip() or ip
+            # The last is what our own proxy saw; those before are hearsay.
+            ip = headers["x-forwarded-for"].rpartition(",")[2].strip() or ip
         cookies = {}
         if passCookies:
             jar: SimpleCookie = SimpleCookie()

@@ -64,7 +64,11 @@ class Format(Protocol):
     """
     How a transport spells what a session says. Transports that spell alike
     share one object.
+
+    @ivar chunked: the same in chunks of HTTP/1.1, or L{None}.
     """
+
+    chunked: Format | None
 
     def opened(self) -> bytes:
         """
@@ -92,11 +96,16 @@ class Framed:
     SockJS frames in some wrapping.
     """
 
-    def __init__(self, wrap: Callable[[str], bytes]) -> None:
+    chunked: Framed | None = None
+
+    def __init__(self, wrap: Callable[[str], bytes], streams: bool = False) -> None:
         """
         @param wrap: makes the bytes that carry a frame.
+        @param streams: whether it is for responses that go on and on.
         """
         self._wrap = wrap
+        if streams:
+            self.chunked = Framed(lambda frame: _chunk(wrap(frame)))
         self._opened = wrap(OPEN)
         self._heartbeat = wrap(HEARTBEAT)
 
@@ -125,3 +134,7 @@ class Framed:
         C{c[3000,"Go away!"]}.
         """
         return self._wrap(closeFrame(why.code, why.reason))
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)

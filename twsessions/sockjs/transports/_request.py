@@ -13,6 +13,7 @@ from twsessions.sockjs.driver import Driver
 from twsessions.sockjs.frames import INTERRUPTED
 from twsessions.sockjs.packet import Format
 from twsessions.sockjs.session import Close
+from twsessions.sockjs.transports._direct import canWriteNow, writeNow
 from twsessions.web.request import abort
 
 __all__ = ["RequestCarrier"]
@@ -26,7 +27,7 @@ class RequestCarrier:
     @ivar isFull: whether C{limit} bytes have been written.
     """
 
-    __slots__ = ("_driver", "_request", "_room", "form", "isFull")
+    __slots__ = ("_driver", "_request", "_room", "_transport", "form", "isFull")
 
     def __init__(self, request: Any, form: Format, limit: int) -> None:
         """
@@ -35,6 +36,7 @@ class RequestCarrier:
         self._request = request
         self._driver: Driver | None = None
         self._room = limit
+        self._transport: Any = None  # if frames go straight to it
         self.form = form
         self.isFull = False
 
@@ -49,6 +51,23 @@ class RequestCarrier:
             request.notifyFinish().addErrback(self._lost)
             if self._room > 1:
                 request.registerProducer(self, True)
+                self._takeShortCut()
+
+    def _takeShortCut(self) -> None:
+        """
+        When the headers have left, a chunk is a chunk: a broadcast makes it once,
+        and it need not pass through the request again.
+        """
+        request, form = self._request, self.form
+        if (
+            form.chunked is not None
+            and request.chunked
+            and request.startedWriting
+            and not request.queued
+            and canWriteNow(getattr(request.channel, "transport", None))
+        ):
+            self._transport = request.channel.transport
+            self.form = form.chunked
 
     def _lost(self, _: object) -> None:
         request, self._request = self._request, None
@@ -60,8 +79,15 @@ class RequestCarrier:
         """
         A frame.
         """
-        self._request.write(data)
-        self._room -= len(data)
+        transport = self._transport
+        if transport is None:
+            self._request.write(data)
+            self._room -= len(data)
+        else:
+            writeNow(transport, data)
+            size = len(data) - data.index(b"\r") - 4
+            self._request.sentLength += size
+            self._room -= size
         if self._room <= 0:
             self.isFull = True
 
@@ -70,6 +96,7 @@ class RequestCarrier:
         End the response.
         """
         request, self._request, self._driver = self._request, None, None
+        self._transport = None
         if request is not None and not request._disconnected:
             if request.producer is self:
                 request.unregisterProducer()
@@ -80,6 +107,7 @@ class RequestCarrier:
         Break the connection, or only the stream of HTTP/2.
         """
         request, self._request, self._driver = self._request, None, None
+        self._transport = None
         if request is not None and not request._disconnected:
             abort(request.channel)
 

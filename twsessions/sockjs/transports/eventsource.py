@@ -16,7 +16,7 @@ def _wrap(frame: str) -> bytes:
     return f"data: {frame.translate(_escapes)}\r\n\r\n".encode()
 
 
-FORMAT = Framed(_wrap)
+FORMAT = Framed(_wrap, streams=True)
 
 TYPE = b"text/event-stream"
 """Without a charset: it is UTF-8 by definition, and one client insists on it."""

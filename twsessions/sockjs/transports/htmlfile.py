@@ -9,7 +9,9 @@ from twsessions.sockjs.transports.jsonp import inScript
 
 __all__ = ["FORMAT", "TYPE", "prelude"]
 
-FORMAT = Framed(lambda frame: f"<script>\np({inScript(frame)});\n</script>\r\n".encode())
+FORMAT = Framed(
+    lambda frame: f"<script>\np({inScript(frame)});\n</script>\r\n".encode(), streams=True
+)
 
 TYPE = b"text/html; charset=UTF-8"
 

@@ -15,6 +15,7 @@ from twsessions.sockjs.driver import Driver
 from twsessions.sockjs.frames import BrokenFrame, parseMessages
 from twsessions.sockjs.packet import Format, Framed, Packet
 from twsessions.sockjs.session import Close
+from twsessions.sockjs.transports._direct import canWriteNow, writeNow
 from twsessions.sockjs.transports._frames import (
     Broken,
     Ended,
@@ -35,6 +36,8 @@ class _Raw:
     """
     Messages as they are.
     """
+
+    chunked = None
 
     def __init__(self, spell: Callable[[str | bytes], bytes]) -> None:
         self._spell = spell
@@ -102,10 +105,11 @@ class WebSocketCarrier:
 
     isFull = False
 
-    __slots__ = ("_driver", "_frames", "_isClosing", "_raw", "_transport", "form")
+    __slots__ = ("_driver", "_frames", "_isClosing", "_isPlain", "_raw", "_transport", "form")
 
     def __init__(self, transport: Any, frames: Frames, form: Format, raw: bool) -> None:
         self._transport = transport
+        self._isPlain = canWriteNow(transport)
         self._frames = frames
         self._raw = raw
         self._driver: Driver | None = None
@@ -178,8 +182,13 @@ class WebSocketCarrier:
         """
         To the client.
         """
-        if data and self._transport is not None:
-            self._transport.write(data)
+        transport = self._transport
+        if transport is None or not data:
+            return
+        if self._isPlain:
+            writeNow(transport, data)
+        else:
+            transport.write(data)
 
     def finish(self, why: Close | None) -> None:
         """

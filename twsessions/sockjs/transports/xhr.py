@@ -8,7 +8,7 @@ from twsessions.sockjs.packet import Framed
 
 __all__ = ["FORMAT", "PRELUDE", "TYPE"]
 
-FORMAT = Framed(lambda frame: (frame + "\n").encode("utf-8"))
+FORMAT = Framed(lambda frame: (frame + "\n").encode("utf-8"), streams=True)
 
 TYPE = b"application/javascript; charset=UTF-8"
 
