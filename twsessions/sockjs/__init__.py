@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from twsessions.sockjs.connection import SockJSConnection, broadcast
 from twsessions.sockjs.info import ConnectionInfo
+from twsessions.sockjs.multiplex import Multiplexer
 from twsessions.sockjs.resource import SockJSResource
 from twsessions.sockjs.settings import SockJSSettings
 
-__all__ = ["ConnectionInfo", "SockJSConnection", "SockJSResource", "SockJSSettings", "broadcast"]
+__all__ = [
+    "ConnectionInfo",
+    "Multiplexer",
+    "SockJSConnection",
+    "SockJSResource",
+    "SockJSSettings",
+    "broadcast",
+]

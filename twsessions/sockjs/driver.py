@@ -32,13 +32,19 @@ _INBOX = 64 * 1024  # characters of messages that may wait for the application
 class Carrier(Protocol):
     """
     A request, or a websocket, that carries a session for a while.
-
-    @ivar form: how it spells what the session says.
-    @ivar isFull: whether it wants to be finished.
     """
 
-    form: Format
-    isFull: bool
+    @property
+    def form(self) -> Format:
+        """
+        How it spells what the session says.
+        """
+
+    @property
+    def isFull(self) -> bool:
+        """
+        Whether it wants to be finished.
+        """
 
     def write(self, data: bytes) -> None:
         """
@@ -75,6 +81,7 @@ class Driver:
     """
     One connection.
 
+    @ivar service: it is one of its connections.
     @ivar id: the client's name for it; L{None}: no other request can find it.
     @ivar connection: the application's object.
     @ivar owner: of the web session it is bound to, or L{None}.
@@ -90,7 +97,6 @@ class Driver:
         "_inboxSize",
         "_room",
         "_running",
-        "_service",
         "_stats",
         "connection",
         "id",
@@ -98,6 +104,7 @@ class Driver:
         "owner",
         "producer",
         "queued",
+        "service",
         "session",
         "used",
     )
@@ -113,7 +120,7 @@ class Driver:
         id: str | None = None,
         owner: bytes | None = None,
     ) -> None:
-        self._service = service
+        self.service = service
         self._stats = stats
         self._carrier: Carrier | None = None
         self._finished: Carrier | None = None  # its last, which may hang
@@ -148,7 +155,7 @@ class Driver:
 
         @return: whether it is to tell of its end, by L{lost}.
         """
-        refusal = self.session.attach(self._service.seconds())
+        refusal = self.session.attach(self.service.seconds())
         if refusal is not None:
             carrier.write(carrier.form.closed(refusal))
             carrier.finish(refusal)
@@ -157,7 +164,7 @@ class Driver:
         if self._inboxSize > _INBOX:
             carrier.listen(False)
         self._flush()
-        self._service.queue(self)
+        self.service.queue(self)
         return self._carrier is carrier
 
     def lost(self, carrier: Carrier, why: Close) -> None:
@@ -167,12 +174,12 @@ class Driver:
         if self._carrier is carrier:
             self._carrier = None
             wasClosed = self.session.state is CLOSED
-            self.session.detach(self._service.seconds(), why)
-            self._service.queue(self)
+            self.session.detach(self.service.seconds(), why)
+            self.service.queue(self)
             if not wasClosed:
                 self._closed()
         if self.id is None:
-            self._service.forget(self)
+            self.service.forget(self)
 
     def pause(self, carrier: Carrier) -> None:
         """
@@ -193,13 +200,20 @@ class Driver:
             if self.producer is not None and self.session.isReady:
                 self.producer.resumeProducing()
 
+    def listen(self, wanted: bool) -> None:
+        """
+        Go on, or pause, reading what the client sends, if that can be done.
+        """
+        if self._carrier is not None:
+            self._carrier.listen(wanted)
+
     def _flush(self) -> None:
         """
         Write what there is to write.
         """
         session, carrier, isNew = self.session, self._carrier, False
         while carrier is not None:
-            item = session.take(self._service.seconds())
+            item = session.take(self.service.seconds())
             if item is None:
                 break
             if isinstance(item, Messages):
@@ -221,8 +235,8 @@ class Driver:
         self._carrier = None
         if why is not None:
             self._finished = carrier
-        self.session.detach(self._service.seconds())
-        self._service.queue(self)
+        self.session.detach(self.service.seconds())
+        self.service.queue(self)
         carrier.finish(why)
 
     # -- what goes out --------------------------------------------------------
@@ -231,7 +245,7 @@ class Driver:
         """
         Send a message, now or later.
         """
-        session, now = self.session, self._service.seconds()
+        session, now = self.session, self.service.seconds()
         if session.send(packet, now):
             carrier = self._carrier
             assert carrier is not None
@@ -246,7 +260,7 @@ class Driver:
             session.detach(now)
             self._inbox = None
             carrier.abort()
-            self._service.queue(self)
+            self.service.queue(self)
             self._closed()
 
     def close(self, code: int, reason: str) -> None:
@@ -260,20 +274,20 @@ class Driver:
         Close the session for some reason. Messages that wait for the
         application are dropped.
         """
-        if self.session.close(self._service.seconds(), why):
+        if self.session.close(self.service.seconds(), why):
             if self._inbox is not None:
                 self._inbox.clear()
                 self._inboxSize = 0
             self._flush()
-            self._service.queue(self)
+            self.service.queue(self)
             self._closed()
 
     def closedByClient(self, why: Close) -> None:
         """
         The other side has closed it.
         """
-        if self.session.close(self._service.seconds(), why):
-            self._service.queue(self)
+        if self.session.close(self.service.seconds(), why):
+            self.service.queue(self)
             self._closed()
 
     def due(self, now: float) -> None:
@@ -292,14 +306,14 @@ class Driver:
             elif carrier.ping():
                 session.pinged(now)
         elif item is not None:
-            self._service.forget(self)
+            self.service.forget(self)
             carrier, self._carrier = self._carrier or self._finished, None
             if carrier is not None:
                 carrier.abort()
             if not wasClosed:
                 self._closed()
             return
-        self._service.queue(self)
+        self.service.queue(self)
 
     def register(self, producer: Any) -> None:
         """
@@ -320,7 +334,7 @@ class Driver:
         session = self.session
         if session.state is not OPEN:
             return
-        self._stats.received.add(self._service.seconds(), len(messages))
+        self._stats.received.add(self.service.seconds(), len(messages))
         if self.used is not None and messages:
             self.used()
         if self._inbox is not None:
@@ -357,9 +371,9 @@ class Driver:
         return waiting
 
     def _checkInbox(self) -> None:
-        if self._inboxSize > _INBOX and self._carrier is not None:
-            self._carrier.listen(False)
-        if self._inboxSize > _INBOX + self._service.limits.maxQueueBytes:
+        if self._inboxSize > _INBOX:
+            self.listen(False)
+        if self._inboxSize > _INBOX + self.service.limits.maxQueueBytes:
             self.end(Close(1013, "Too many messages"))
 
     def _isBusy(self, result: Any) -> bool:
@@ -401,13 +415,12 @@ class Driver:
         room, self._room = self._room, None
         for waiting in room or ():
             waiting.callback(None)
-        if self._carrier is not None:
-            self._carrier.listen(True)
+        self.listen(True)
 
     def _open(self) -> None:
         stats = self._stats
         stats.current += 1
-        stats.opened.add(self._service.seconds())
+        stats.opened.add(self.service.seconds())
         self.connection.info = self.info
         try:
             result = self.connection.onOpen(self.info)

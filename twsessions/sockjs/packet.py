@@ -64,11 +64,13 @@ class Format(Protocol):
     """
     How a transport spells what a session says. Transports that spell alike
     share one object.
-
-    @ivar chunked: the same in chunks of HTTP/1.1, or L{None}.
     """
 
-    chunked: Format | None
+    @property
+    def chunked(self) -> Format | None:
+        """
+        The same in chunks of HTTP/1.1, or L{None}.
+        """
 
     def opened(self) -> bytes:
         """

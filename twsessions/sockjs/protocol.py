@@ -4,7 +4,7 @@ Any Twisted protocol as an application: messages are what it reads and writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -16,7 +16,34 @@ from zope.interface import implementer
 from twsessions.sockjs.connection import SockJSConnection
 from twsessions.sockjs.info import ConnectionInfo
 
-__all__ = ["ProtocolConnection", "SockJSAddress"]
+__all__ = ["ProtocolConnection", "SockJSAddress", "makerOf"]
+
+
+def makerOf(application: Any) -> Callable[[], SockJSConnection]:
+    """
+    What makes an application's connections.
+
+    @param application: a L{SockJSConnection} class, a function that makes one, or
+        a provider of C{IProtocolFactory}.
+    @return: a function. It raises L{TypeError} if the application makes
+        something else.
+    @raise TypeError: it is none of these.
+    """
+    if IProtocolFactory.providedBy(application):
+        application.doStart()
+        return lambda: ProtocolConnection(application)
+    if not callable(application):
+        raise TypeError(f"not a SockJS application: {application!r}")
+
+    def make() -> SockJSConnection:
+        connection = application()
+        if not isinstance(connection, SockJSConnection):
+            raise TypeError(
+                f"a SockJS application makes SockJSConnections, not {type(connection).__name__}"
+            )
+        return connection
+
+    return make
 
 
 @implementer(IAddress)

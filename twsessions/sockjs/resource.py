@@ -22,6 +22,7 @@ from twsessions.sockjs.frames import BrokenFrame, parseMessages
 from twsessions.sockjs.info import ConnectionInfo
 from twsessions.sockjs.origins import Origins
 from twsessions.sockjs.packet import Format
+from twsessions.sockjs.protocol import makerOf
 from twsessions.sockjs.service import Full, Service
 from twsessions.sockjs.session import Close
 from twsessions.sockjs.settings import SockJSSettings
@@ -69,7 +70,7 @@ class SockJSResource(Resource):
 
     def __init__(
         self,
-        application: Callable[[], Any],
+        application: Any,
         reactor: IReactorTime | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
         **settings: Any,
@@ -82,13 +83,11 @@ class SockJSResource(Resource):
         @param settings: the fields of
             L{SockJSSettings<twsessions.sockjs.settings.SockJSSettings>}.
         @raise ValueError: a setting that cannot be.
-        @raise TypeError: a setting that there is not.
+        @raise TypeError: a setting that there is not, an application that is none.
         """
         super().__init__()
-        if not callable(application) and not hasattr(application, "buildProtocol"):
-            raise TypeError(f"not a SockJS application: {application!r}")
         self.settings = SockJSSettings(**settings)
-        self._application = application
+        self._maker = makerOf(application)
         self._reactor = reactor
         self._entropy = entropy
         self._service: Service | None = None
@@ -112,7 +111,7 @@ class SockJSResource(Resource):
         return self._service
 
     def _start(self, alarm: Alarm, reactor: Any) -> None:
-        self._service = service = Service(self._application, self.settings, alarm)
+        self._service = service = Service(self.settings, alarm)
         trigger = getattr(reactor, "addSystemEventTrigger", None)
         if trigger is not None:
             trigger("before", "shutdown", service.closeAll, _GOING)
@@ -357,7 +356,7 @@ class SockJSResource(Resource):
         )
         owner = None if session is None else ownerOf(session)
         try:
-            driver = self.service.make(info, id, owner)
+            driver = self.service.make(self._maker, info, id, owner)
         except Full:
             raise _Answer(503, b"Too many connections\n", [(b"retry-after", b"5")]) from None
         if session is not None:

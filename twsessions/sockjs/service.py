@@ -5,15 +5,11 @@ All connections of one resource: found by their ids, ended in time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-from twisted.internet.interfaces import IProtocolFactory
 
 from twsessions.core.deadlines import DeadlineQueue
 from twsessions.sockjs.connection import SockJSConnection
 from twsessions.sockjs.driver import Driver
 from twsessions.sockjs.info import ConnectionInfo
-from twsessions.sockjs.protocol import ProtocolConnection
 from twsessions.sockjs.session import Close
 from twsessions.sockjs.settings import SockJSSettings
 from twsessions.sockjs.stats import Stats
@@ -38,19 +34,7 @@ class Service:
     @ivar connections: the application's objects of all that have not gone yet.
     """
 
-    def __init__(
-        self, application: Callable[[], Any], settings: SockJSSettings, alarm: Alarm
-    ) -> None:
-        """
-        @param application: makes a L{SockJSConnection}, or provides
-            C{IProtocolFactory}.
-        """
-        if IProtocolFactory.providedBy(application):
-            factory: Any = application
-            factory.doStart()
-            self._make: Callable[[], Any] = lambda: ProtocolConnection(factory)
-        else:
-            self._make = application
+    def __init__(self, settings: SockJSSettings, alarm: Alarm) -> None:
         self.settings = settings
         self.limits = settings.limits
         self.stats = Stats()
@@ -68,21 +52,21 @@ class Service:
         return [driver.connection for driver in self._all if driver.isOpen]
 
     def make(
-        self, info: ConnectionInfo, id: str | None = None, owner: bytes | None = None
+        self,
+        maker: Callable[[], SockJSConnection],
+        info: ConnectionInfo,
+        id: str | None = None,
+        owner: bytes | None = None,
     ) -> Driver:
         """
         A new connection, which nothing carries yet.
 
+        @param maker: see L{makerOf<twsessions.sockjs.protocol.makerOf>}.
         @raise Full: there are too many.
-        @raise TypeError: the application makes something else.
         """
         if len(self._all) >= self.settings.maxSessions:
             raise Full
-        connection = self._make()
-        if not isinstance(connection, SockJSConnection):
-            raise TypeError(
-                f"a SockJS application makes SockJSConnections, not {type(connection).__name__}"
-            )
+        connection = maker()
         driver = Driver(self, connection, info, self.stats.of(info.transport), id, owner)
         self._all.add(driver)
         if id is not None:
