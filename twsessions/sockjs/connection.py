@@ -26,17 +26,13 @@ def broadcast(connections: Iterable[SockJSConnection], message: str | bytes) -> 
     Send a message to many. It is encoded once for each wire format, and the
     same bytes go to every client of that format. Closed ones are passed over.
     """
-    packet = _packet(message)
+    if not isinstance(message, (str, bytes)):
+        raise TypeError(f"a message is a str or bytes, not {type(message).__name__}")
+    packet = Packet(message, isShared=True)
     for connection in list(connections):
         driver = connection._driver
         if driver is not None:
             driver.send(packet)
-
-
-def _packet(message: str | bytes) -> Packet:
-    if not isinstance(message, (str, bytes)):
-        raise TypeError(f"a message is a str or bytes, not {type(message).__name__}")
-    return Packet(message)
 
 
 @implementer(IConsumer)

@@ -22,10 +22,13 @@ class Packet:
 
     __slots__ = ("_quoted", "_wires", "message")
 
-    def __init__(self, message: str | bytes) -> None:
+    def __init__(self, message: str | bytes, isShared: bool = False) -> None:
+        """
+        @param isShared: whether it goes to many.
+        """
         self.message = message
         self._quoted: str | None = None
-        self._wires: dict[Format, bytes] | None = None
+        self._wires: dict[Format, bytes] | None = {} if isShared else None
 
     @property
     def size(self) -> int:
@@ -53,7 +56,7 @@ class Packet:
         """
         wires = self._wires
         if wires is None:
-            wires = self._wires = {}
+            return form.messages((self,))
         data = wires.get(form)
         if data is None:
             data = wires[form] = form.messages((self,))

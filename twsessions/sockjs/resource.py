@@ -122,12 +122,12 @@ class SockJSResource(Resource):
         """
         Answer a request.
         """
-        if self._service is None:
-            if self._reactor is None:
-                keeper = keeperOf(request.site, None)
+        if self._reactor is None:
+            keeper = keeperOf(request.site, None)
+            if self._service is None:
                 self._start(keeper.alarm, keeper.reactor)
-            else:
-                self._start(Alarm(self._reactor), self._reactor)
+            elif self._service.alarm is not keeper.alarm:
+                self._service.wakeBy(keeper.alarm)
         try:
             return self._route(request)
         except _Answer as answer:

@@ -30,6 +30,7 @@ class Service:
     """
     Connections, and the one task that sees to their deadlines.
 
+    @ivar alarm: what wakes it.
     @ivar stats: what has happened.
     @ivar connections: the application's objects of all that have not gone yet.
     """
@@ -39,6 +40,7 @@ class Service:
         self.limits = settings.limits
         self.stats = Stats()
         self.seconds = alarm.seconds
+        self.alarm = alarm
         self._byId: dict[str, Driver] = {}
         self._all: set[Driver] = set()
         self._due: DeadlineQueue[Driver] = DeadlineQueue(_deadlineOf)
@@ -95,6 +97,16 @@ class Service:
         if driver in self._all:
             self._due.add(driver)
             self._task.by(self._due.next(self.seconds()))
+
+    def wakeBy(self, alarm: Alarm) -> None:
+        """
+        Be woken by another alarm: a site that has stopped, and started again,
+        has a new one.
+        """
+        self._task.at(None)
+        self.alarm = alarm
+        self._task = alarm.task(self._endDue)
+        self._task.by(self._due.next(self.seconds()))
 
     def closeAll(self, why: Close) -> None:
         """
