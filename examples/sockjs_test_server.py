@@ -13,6 +13,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from twsessions.sockjs import SockJSConnection, SockJSResource, broadcast
+from twsessions.sockjs.settings import TRANSPORTS
 
 
 class Echo(SockJSConnection):
@@ -54,13 +55,12 @@ class Ticker(SockJSConnection):
 
 
 def makeSite(**settings):
-    limits = {"maxMessageBytes": 1 << 20, "maxBodyBytes": 1 << 20, **settings}
-    everything = limits.pop("transports", None) or SockJSResource(Echo).settings.transports
+    limits = {"maxMessageBytes": 1 << 20, **settings}
     root = Resource()
     root.putChild(b"echo", SockJSResource(Echo, responseLimit=4096, **limits))
     root.putChild(
         b"disabled_websocket_echo",
-        SockJSResource(Echo, transports=everything - {"websocket"}, **limits),
+        SockJSResource(Echo, transports=TRANSPORTS - {"websocket"}, **limits),
     )
     root.putChild(b"cookie_needed_echo", SockJSResource(Echo, jsessionid=True, **limits))
     root.putChild(b"close", SockJSResource(Closing, **limits))
@@ -73,6 +73,7 @@ def makeSite(**settings):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("port", nargs="?", type=int, default=8081)
+    parser.add_argument("--port", type=int, default=argparse.SUPPRESS)
     parser.add_argument("--sockjs-url", help="where pages in iframes find the client library")
     options = parser.parse_args()
     settings = {"sockjsURL": options.sockjs_url} if options.sockjs_url else {}

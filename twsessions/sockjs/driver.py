@@ -245,23 +245,32 @@ class Driver:
         """
         Send a message, now or later.
         """
-        session, now = self.session, self.service.seconds()
+        session = self.session
+        if session.state is not OPEN:
+            return
+        now = self.service.seconds()
+        self._stats.sent.add(now)
         if session.send(packet, now):
             carrier = self._carrier
             assert carrier is not None
-            self._stats.sent.add(now)
             carrier.write(packet.wire(carrier.form))
             if carrier.isFull:
                 self._leave(carrier, None)
-        elif session.state is OPEN:
-            self._stats.sent.add(now)
-        elif session.closed is not None and self._carrier is not None:
-            carrier, self._carrier = self._carrier, None  # too much was waiting
-            session.detach(now)
-            self._inbox = None
+        elif session.state is not OPEN:
+            self._overflowed(now)
+
+    def _overflowed(self, now: float) -> None:
+        """
+        Too much was waiting, and the session is closed.
+        """
+        carrier, self._carrier = self._carrier, None
+        self._inbox = None if not self._running else deque()
+        self._inboxSize = 0
+        if carrier is not None:
+            self.session.detach(now)
             carrier.abort()
-            self.service.queue(self)
-            self._closed()
+        self.service.queue(self)
+        self._closed()
 
     def close(self, code: int, reason: str) -> None:
         """

@@ -7,11 +7,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import Any
-from urllib.parse import parse_qs
+from typing import Any, NoReturn
+from urllib.parse import unquote_to_bytes
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.http import CACHED, datetimeToString
+from twisted.web.http import datetimeToString
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
@@ -187,9 +187,9 @@ class SockJSResource(Resource):
         _allow(request, b"GET")
         page, etag = self._iframe
         self._cached(request)
-        if request.setETag(etag) == CACHED:
-            request.defaultContentType = None
-            return b""
+        request.setHeader(b"etag", etag)
+        if _knows(request, etag):
+            raise _Answer(304)
         request.setHeader(b"content-type", b"text/html; charset=UTF-8")
         return page
 
@@ -298,8 +298,7 @@ class SockJSResource(Resource):
         body = self._body(request)
         kind = (request.getHeader(b"content-type") or b"").partition(b";")[0].strip().lower()
         if kind == b"application/x-www-form-urlencoded":
-            values = parse_qs(body, max_num_fields=16).get(b"d")
-            body = values[0] if values else b""
+            body = _field(body)
         if not body:
             raise _Answer(500, b"Payload expected.\n")
         return self._receive(request, id, body, b"ok")
@@ -307,8 +306,15 @@ class SockJSResource(Resource):
     def _body(self, request: Any) -> bytes:
         body: bytes = request.content.read(self.settings.maxBodyBytes + 1)
         if len(body) > self.settings.maxBodyBytes:
-            raise _Answer(413, b"The body is too big\n")
+            self._tooBig(request)
         return body
+
+    def _tooBig(self, request: Any) -> NoReturn:
+        # Some clients cannot see the status, and would go on without the message.
+        driver = self._find(request, request.postpath[1].decode("latin-1"))
+        if driver is not None:
+            driver.end(Close(1009, "Too big"))
+        raise _Answer(413, b"Too big\n")
 
     def _receive(self, request: Any, id: str, body: bytes, answer: bytes) -> int:
         driver = self._find(request, id)
@@ -319,7 +325,7 @@ class SockJSResource(Resource):
         except (BrokenFrame, UnicodeDecodeError):
             raise _Answer(500, b"Broken JSON encoding.\n") from None
         if any(len(message) > self.settings.maxMessageBytes for message in messages):
-            raise _Answer(413, b"A message is too big\n")
+            self._tooBig(request)
         request.setHeader(b"content-type", _TEXT)
         driver.received(messages)
 
@@ -413,6 +419,26 @@ def _allow(request: Any, *methods: bytes, headToo: bool = True) -> None:
         headToo and request.method == b"HEAD" and b"GET" in methods
     ):
         raise _Answer(405, headers=[(b"allow", b", ".join(methods))])
+
+
+def _knows(request: Any, etag: bytes) -> bool:
+    """
+    Whether the client has it (RFC 9110, 13.1.2).
+    """
+    tags = request.getHeader(b"if-none-match") or b""
+    known = [tag.strip().removeprefix(b"W/") for tag in tags.split(b",")]
+    return etag in known or known == [b"*"]
+
+
+def _field(body: bytes) -> bytes:
+    """
+    The one field of a form that matters.
+    """
+    for field in body.split(b"&"):
+        name, _, value = field.partition(b"=")
+        if name == b"d":
+            return unquote_to_bytes(value.replace(b"+", b" "))
+    return b""
 
 
 def _uncached(request: Any) -> None:

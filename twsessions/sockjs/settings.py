@@ -43,7 +43,7 @@ class SockJSSettings:
     @ivar countsAsUse: whether messages of the client count as use of the web
         session. Heartbeats and polls never do.
     @ivar maxMessageBytes: of a message of a client.
-    @ivar maxBodyBytes: of a request's body, of several messages.
+    @ivar maxBodyBytes: of a request's body: clients put all that waits in one.
     @ivar maxQueueBytes: that may wait for a slow client.
     @ivar overflow: C{"close"} the connection when more are waiting, or
         C{"dropOldest"}.
@@ -66,7 +66,7 @@ class SockJSSettings:
     bound: bool = False
     countsAsUse: bool = True
     maxMessageBytes: int = 64 * 1024
-    maxBodyBytes: int = 128 * 1024
+    maxBodyBytes: int = 1024 * 1024
     maxQueueBytes: int = 1024 * 1024
     overflow: str = "close"
     maxSessions: int = 100_000

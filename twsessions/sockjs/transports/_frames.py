@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from wsproto.connection import Connection, ConnectionType
+from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import (
     BytesMessage,
     CloseConnection,
@@ -89,7 +89,8 @@ class Frames:
     """
 
     __slots__ = (
-        "_deflates",
+        "_control",
+        "_data",
         "_fragmented",
         "_limit",
         "_over",
@@ -97,7 +98,7 @@ class Frames:
         "_rest",
         "_size",
         "_slow",
-        "_wsproto",
+        "_way",
     )
 
     def __init__(self, limit: int, extensions: list[Extension]) -> None:
@@ -105,10 +106,14 @@ class Frames:
         @param limit: bytes of a message.
         """
         self._limit = limit
-        self._deflates = bool(extensions)
-        self._wsproto = Connection(ConnectionType.SERVER, extensions)
+        # Control frames are never compressed, and between the frames of a message
+        # that is they confuse wsproto: they have a connection of their own.
+        self._control = self._data = Connection(ConnectionType.SERVER)
+        if extensions:
+            self._data = Connection(ConnectionType.SERVER, extensions)
         self._rest = b""  # of a header that has not arrived whole
         self._slow = 0  # bytes that wsproto has yet to get of the frame under way
+        self._way = self._control  # which of them
         self._fragmented = False  # a message is, whose last frame has not begun
         self._size = 0  # of that message, so far
         self._parts: list[str] | list[bytes] = []
@@ -131,11 +136,13 @@ class Frames:
                 self._slow -= len(part)
                 self._feed(part, events)
                 continue
-            first = data[at]
-            if end - at < 6:  # no client's frame is shorter
+            if end - at >= 2 and data[at + 1] < 0x80:
+                self._break(1002, "A frame is not masked", events)
+                break
+            if end - at < 6:  # no frame is shorter
                 self._rest = data[at:]
                 break
-            second = data[at + 1]
+            first, second = data[at], data[at + 1]
             size = second & 0x7F
             start = at + 6
             if size >= 126:
@@ -151,7 +158,6 @@ class Frames:
                     break
                 if (
                     first == 0x81
-                    and second >= 0x80
                     and start + size <= end
                     and (size < 126 or (second == 0xFE and size < 65536))
                     and not self._fragmented
@@ -168,16 +174,20 @@ class Frames:
                         self._break(1007, "The text is not UTF-8", events)
                     continue
                 self._fragmented = first < 0x80
-            self._slow = start - at + size if second >= 0x80 else end - at
+                self._way = self._data
+            else:
+                self._way = self._control
+            self._slow = start - at + size
         return events
 
     def _feed(self, data: bytes, events: list[str | bytes | Pinged | Ended | Broken]) -> None:
-        step = _SLICE if self._deflates else len(data)
+        way = self._way
+        step = _SLICE if way is not self._control else len(data)
         for at in range(0, len(data), step):
             if self._over:
                 return
-            self._wsproto.receive_data(data[at : at + step])
-            for event in self._wsproto.events():
+            way.receive_data(data[at : at + step])
+            for event in way.events():
                 self._happened(event, events)
                 if self._over:
                     return
@@ -198,7 +208,7 @@ class Frames:
             events.append(Pinged(bytes(event.payload)))
         elif isinstance(event, CloseConnection):
             self._over = True
-            if self._wsproto.state.name in ("REMOTE_CLOSING", "CLOSED"):
+            if self._way.state in (ConnectionState.REMOTE_CLOSING, ConnectionState.CLOSED):
                 events.append(Ended(int(event.code), event.reason or ""))
             else:  # what it could not read
                 events.append(Broken(int(event.code), "Broken framing"))
@@ -216,7 +226,7 @@ class Frames:
         A message, compressed.
         """
         event = TextMessage(message) if isinstance(message, str) else BytesMessage(message)
-        return self._send(event)
+        return bytes(self._data.send(event))
 
     def ping(self) -> bytes:
         """
@@ -238,6 +248,6 @@ class Frames:
 
     def _send(self, event: Event) -> bytes:
         try:
-            return bytes(self._wsproto.send(event))
+            return bytes(self._control.send(event))
         except LocalProtocolError:  # it is closed
             return b""

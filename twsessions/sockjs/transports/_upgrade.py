@@ -4,6 +4,7 @@ From a request to a websocket (RFC 6455, 4.2).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,30 @@ from wsproto.handshake import H11Handshake
 from wsproto.utilities import RemoteProtocolError
 
 __all__ = ["Handshake", "Refused"]
+
+
+_isKey = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==").fullmatch
+_isFlag = re.compile(rb"(?:server|client)_no_context_takeover|client_max_window_bits").fullmatch
+_isSize = re.compile(rb"(?:server|client)_max_window_bits=\"?(?:9|1[0-5])\"?").fullmatch
+
+
+def _offers(request: Request) -> list[bytes]:
+    lines = request.requestHeaders.getRawHeaders(b"sec-websocket-extensions", ())
+    return [offer.strip() for offer in b",".join(lines).split(b",")]
+
+
+def _isSound(offer: bytes) -> bool:
+    """
+    Whether it is an offer of compression that can be accepted (RFC 7692, 7.1);
+    all others are to be passed over.
+    """
+    name, *parameters = (part.strip() for part in offer.split(b";"))
+    names = [parameter.partition(b"=")[0] for parameter in parameters]
+    return (
+        name == b"permessage-deflate"
+        and len(set(names)) == len(names)
+        and all(_isFlag(one) or _isSize(one) for one in parameters)
+    )
 
 
 class Refused(Exception):
@@ -44,13 +69,19 @@ class Handshake:
         """
         self._request = request
         self._wsproto = H11Handshake(ConnectionType.SERVER)
+        offers = [offer for offer in _offers(request) if _isSound(offer)]
         headers = [
             (name, value)
             for name, values in request.requestHeaders.getAllRawHeaders()
+            if name.lower() != b"sec-websocket-extensions"
             for value in values
         ]
+        if offers:
+            headers.append((b"Sec-WebSocket-Extensions", b", ".join(offers)))
         if (request.getHeader(b"upgrade") or b"").lower() != b"websocket":
             raise Refused(400, 'Can "Upgrade" only to "WebSocket".', [])
+        if request.clientproto == b"HTTP/1.0":
+            raise Refused(400, "HTTP/1.0 cannot be upgraded.", [])
         try:
             self._wsproto.initiate_upgrade_connection(headers, request.path)
         except RemoteProtocolError as error:
@@ -60,6 +91,8 @@ class Handshake:
             raise Refused(400, "Not a websocket request.", []) from None
         except ValueError:  # a host name that is none
             raise Refused(400, "Not a websocket request.", []) from None
+        if not _isKey(request.getHeader(b"sec-websocket-key") or b""):
+            raise Refused(400, "Sec-WebSocket-Key is not 16 bytes in base64.", [])
 
     def accept(self, deflate: bool) -> tuple[bytes, list[Extension]]:
         """
@@ -91,7 +124,7 @@ class Handshake:
         early = b"".join(channel._dataBuffer)
         # Twisted's own way (HTTPChannel._protocolUpgradeForWebsockets), which
         # knows no producers.
-        channel.dataReceived = received
+        channel.dataReceived = channel.rawDataReceived = received
         channel.connectionLost = lost
         transport.unregisterProducer()
         transport.resumeProducing()

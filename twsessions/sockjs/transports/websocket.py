@@ -105,7 +105,16 @@ class WebSocketCarrier:
 
     isFull = False
 
-    __slots__ = ("_driver", "_frames", "_isClosing", "_isPlain", "_raw", "_transport", "form")
+    __slots__ = (
+        "_driver",
+        "_frames",
+        "_isClosing",
+        "_isPlain",
+        "_ping",
+        "_raw",
+        "_transport",
+        "form",
+    )
 
     def __init__(self, transport: Any, frames: Frames, form: Format, raw: bool) -> None:
         self._transport = transport
@@ -114,6 +123,7 @@ class WebSocketCarrier:
         self._raw = raw
         self._driver: Driver | None = None
         self._isClosing = False
+        self._ping: bytes | None = None  # of a client that is slow
         self.form = form
 
     def carry(self, driver: Driver) -> None:
@@ -151,7 +161,7 @@ class WebSocketCarrier:
                     return
                 driver.received([event])
             elif type(event) is Pinged:
-                self.write(self._frames.pong(event.payload))
+                self._pong(event.payload)
             elif type(event) is Ended:
                 code, reason = event
                 self._say(code, reason)
@@ -159,6 +169,12 @@ class WebSocketCarrier:
                 self._lose()
             elif type(event) is Broken:
                 self._refuse(*event)
+
+    def _pong(self, payload: bytes) -> None:
+        if self._driver is not None and not self._driver.session.isReady:
+            self._ping = payload  # the last is the one to answer (RFC 6455, 5.5.3)
+        else:
+            self.write(self._frames.pong(payload))
 
     def _refuse(self, code: int, reason: str) -> None:
         driver = self._driver
@@ -248,6 +264,9 @@ class WebSocketCarrier:
         """
         It has caught up.
         """
+        ping, self._ping = self._ping, None
+        if ping is not None:
+            self.write(self._frames.pong(ping))
         if self._driver is not None:
             self._driver.resume(self)
 
