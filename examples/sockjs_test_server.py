@@ -72,11 +72,12 @@ def makeSite(**settings):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("port", nargs="?", type=int, default=8081)
-    parser.add_argument("--port", type=int, default=argparse.SUPPRESS)
+    parser.add_argument("number", nargs="?", type=int, default=8081, metavar="PORT")
+    parser.add_argument("--port", type=int, help="the same")
     parser.add_argument("--sockjs-url", help="where pages in iframes find the client library")
     options = parser.parse_args()
     settings = {"sockjsURL": options.sockjs_url} if options.sockjs_url else {}
-    reactor.listenTCP(options.port, makeSite(**settings), interface="127.0.0.1")
-    print(f"http://127.0.0.1:{options.port}/", flush=True)
+    port = options.port or options.number
+    reactor.listenTCP(port, makeSite(**settings), interface="127.0.0.1")
+    print(f"http://127.0.0.1:{port}/", flush=True)
     reactor.run()
