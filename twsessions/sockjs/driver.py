@@ -95,6 +95,8 @@ class Driver:
         "_finished",
         "_inbox",
         "_inboxSize",
+        "_isFlowing",
+        "_isTold",
         "_room",
         "_running",
         "_stats",
@@ -126,7 +128,9 @@ class Driver:
         self._finished: Carrier | None = None  # its last, which may hang
         self._inbox: deque[str | bytes] | None = None  # exists while the application is busy
         self._inboxSize = 0
-        self._running = False
+        self._running = False  # a handler is
+        self._isTold = False  # the application is, of the close
+        self._isFlowing = True  # the producer is
         self._room: list[Deferred[None]] | None = None
         self._closeCallbacks: list[Callable[[], object]] | None = None
         self.session: Session[Packet] = Session(service.limits, service.seconds())
@@ -164,6 +168,7 @@ class Driver:
         if self._inboxSize > _INBOX:
             carrier.listen(False)
         self._flush()
+        self._pace()
         self.service.queue(self)
         return self._carrier is carrier
 
@@ -187,8 +192,7 @@ class Driver:
         """
         if self._carrier is carrier:
             self.session.pause()
-            if self.producer is not None:
-                self.producer.pauseProducing()
+            self._pace()
 
     def resume(self, carrier: Carrier) -> None:
         """
@@ -197,8 +201,7 @@ class Driver:
         if self._carrier is carrier:
             self.session.resume()
             self._flush()
-            if self.producer is not None and self.session.isReady:
-                self.producer.resumeProducing()
+            self._pace()
 
     def listen(self, wanted: bool) -> None:
         """
@@ -236,6 +239,7 @@ class Driver:
         if why is not None:
             self._finished = carrier
         self.session.detach(self.service.seconds())
+        self._pace()
         self.service.queue(self)
         carrier.finish(why)
 
@@ -331,8 +335,20 @@ class Driver:
         if self.producer is not None:
             raise RuntimeError("there is a producer already: unregister it first")
         self.producer = producer
-        if not self.session.isReady:
-            producer.pauseProducing()
+        self._isFlowing = True
+        self._pace()
+
+    def _pace(self) -> None:
+        """
+        Stop the producer while nothing carries what it says.
+        """
+        producer, flows = self.producer, self.session.isReady
+        if producer is not None and flows is not self._isFlowing:
+            self._isFlowing = flows
+            if flows:
+                producer.resumeProducing()
+            else:
+                producer.pauseProducing()
 
     # -- the application ------------------------------------------------------
 
@@ -360,7 +376,7 @@ class Driver:
                 self._failed(Failure())
                 return
             if result is not None and self._isBusy(result):
-                waiting = messages[at + 1 :]
+                waiting = messages[at + 1 :] if session.state is OPEN else ()
                 self._inbox = deque(waiting)
                 self._inboxSize = sum(map(len, waiting)) + 64 * len(waiting)
                 return
@@ -390,18 +406,24 @@ class Driver:
         Whether a handler is not done yet.
         """
         if inspect.iscoroutine(result):
+            self._running = True
             result = Deferred.fromCoroutine(result)
         elif not isinstance(result, Deferred):
             return False
+        self._running = True
         if result.called and not result.paused:
             result.addErrback(self._failed)
+            self._running = False
+            if self.session.state is CLOSED:
+                self._tellClosed()
             return False
-        self._running = True
-        result.addErrback(self._failed).addCallback(self._done)
+        result.addErrback(self._failed).addCallback(self._pump)
         return True
 
-    def _done(self, _: object) -> None:
-        self._running = False
+    def _pump(self, _: object) -> None:
+        """
+        A handler is done: the messages that have waited for it.
+        """
         inbox = self._inbox
         while inbox:
             message = inbox.popleft()
@@ -413,12 +435,14 @@ class Driver:
                 continue
             if result is not None and self._isBusy(result):
                 break
+            self._running = True
+        else:
+            self._running = False
+            self._inbox = None
         if self._inboxSize <= _INBOX:
             self._makeRoom()
-        if not self._running:
-            self._inbox = None
-            if self.session.state is CLOSED:
-                self._tellClosed()
+        if not self._running and self.session.state is CLOSED:
+            self._tellClosed()
 
     def _makeRoom(self) -> None:
         room, self._room = self._room, None
@@ -467,7 +491,9 @@ class Driver:
 
     def _tellClosed(self) -> None:
         why = self.session.closed
-        assert why is not None
+        if why is None or self._isTold:
+            return
+        self._isTold = True
         self._makeRoom()
         try:
             result = self.connection.onClose(why.code, why.reason)

@@ -43,7 +43,7 @@ class Service:
         self.alarm = alarm
         self._byId: dict[str, Driver] = {}
         self._all: set[Driver] = set()
-        self._due: DeadlineQueue[Driver] = DeadlineQueue(_deadlineOf)
+        self._due = _queue()
         self._task = alarm.task(self._endDue)
 
     @property
@@ -87,6 +87,9 @@ class Service:
         """
         self._all.discard(driver)
         self._due.forget(driver)
+        if not self._all:  # leave no delayed call behind
+            self._due = _queue()
+            self._task.at(None)
         if driver.id is not None and self._byId.get(driver.id) is driver:
             del self._byId[driver.id]
 
@@ -126,5 +129,5 @@ class Service:
         return again
 
 
-def _deadlineOf(driver: Driver) -> float:
-    return driver.session.deadline
+def _queue() -> DeadlineQueue[Driver]:
+    return DeadlineQueue(lambda driver: driver.session.deadline)

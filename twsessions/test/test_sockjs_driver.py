@@ -1,0 +1,636 @@
+"""
+Applications: what they are told, in which order, and what their mistakes do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+
+from twsessions.sockjs import ConnectionInfo, Multiplexer, SockJSConnection, broadcast
+from twsessions.sockjs.driver import Driver
+from twsessions.sockjs.protocol import makerOf
+from twsessions.sockjs.service import Full, Service
+from twsessions.sockjs.session import Close
+from twsessions.sockjs.settings import SockJSSettings
+from twsessions.sockjs.transports import xhr
+from twsessions.web.alarm import Alarm
+
+
+class Wire:
+    """
+    A carrier that keeps what is written.
+    """
+
+    form = xhr.FORMAT
+
+    def __init__(self, frames: float = float("inf")) -> None:
+        self.frames = frames
+        self.written: list[str] = []
+        self.ended: Any = ""
+        self.listens: list[bool] = []
+        self.pings = 0
+
+    @property
+    def isFull(self) -> bool:
+        return len(self.written) >= self.frames
+
+    def write(self, data: bytes) -> None:
+        assert not self.ended
+        self.written.append(data.decode("utf-8").removesuffix("\n"))
+
+    def finish(self, why: Close | None) -> None:
+        self.ended = why or "full"
+
+    def abort(self) -> None:
+        self.ended = "aborted"
+
+    def ping(self) -> bool:
+        self.pings += 1
+        return True
+
+    def listen(self, wanted: bool) -> None:
+        self.listens.append(wanted)
+
+
+class Talk(SockJSConnection):
+    """
+    Does as it is told, and remembers what happens to it.
+    """
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+        self.do: dict[Any, Callable[[], object]] = {}
+
+    def onOpen(self, info: ConnectionInfo) -> object:
+        return self._note("open")
+
+    def onMessage(self, message: Any) -> object:
+        return self._note(message)
+
+    def onClose(self, code: int, reason: str) -> object:
+        return self._note((code, reason))
+
+    def _note(self, what: Any) -> object:
+        self.said.append(what)
+        do = self.do.get(what)
+        return None if do is None else do()
+
+
+class World:
+    """
+    A service, and connections to it.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.clock = Clock()
+        self.service = Service(SockJSSettings(**settings), Alarm(self.clock))
+
+    def connection(self, id: str | None = "x", application: Any = Talk) -> Driver:
+        info = ConnectionInfo(ip="192.0.2.1", transport="xhr")
+        return self.service.make(makerOf(application), info, id)
+
+    def opened(self, id: str | None = "x", application: Any = Talk) -> tuple[Driver, Wire, Any]:
+        driver, wire = self.connection(id, application), Wire()
+        assert driver.attach(wire)
+        return driver, wire, driver.connection
+
+
+@pytest.fixture
+def logged() -> Any:
+    """
+    What has been logged with a failure.
+    """
+    events: list[Any] = []
+
+    def see(event: Any) -> None:
+        if event.get("log_failure") is not None:
+            events.append(event["log_failure"].value)
+
+    globalLogPublisher.addObserver(see)
+    yield events
+    globalLogPublisher.removeObserver(see)
+
+
+def test_fromOpenToClose() -> None:
+    """
+    Open, messages, close: each once, in this order.
+    """
+    driver, wire, talk = World().opened()
+    assert talk.info.ip == "192.0.2.1" and not talk.isClosed
+    driver.received(["a", "b"])
+    talk.send("c")
+    talk.close(3001, "enough")
+    talk.close(3002, "again")
+    driver.received(["late"])
+    talk.send("late")
+    assert talk.said == ["open", "a", "b", (3001, "enough")]
+    assert wire.written == ["o", 'a["c"]', 'c[3001,"enough"]']
+    assert wire.ended == Close(3001, "enough")
+    assert talk.isClosed and talk.closeReason == Close(3001, "enough")
+
+
+def test_closeInOpen() -> None:
+    """
+    It may be closed before it has begun.
+    """
+    world = World()
+    driver = world.connection()
+    talk: Any = driver.connection
+    talk.do["open"] = talk.close
+    wire = Wire()
+    assert not driver.attach(wire)
+    assert wire.written == ["o", 'c[3000,"Go away!"]']
+    assert talk.said == ["open", (3000, "Go away!")]
+
+
+@pytest.mark.parametrize("kind", ["deferred", "coroutine"])
+def test_handlersTakeTurns(kind: str) -> None:
+    """
+    While a handler is under way, what comes waits, the close as well.
+    """
+    driver, _, talk = World().opened()
+    gates: list[Deferred[None]] = [Deferred(), Deferred()]
+
+    def slow(gate: Deferred[None]) -> Any:
+        async def wait() -> None:
+            await gate
+
+        return gate if kind == "deferred" else wait()
+
+    talk.do["a"] = lambda: slow(gates[0])
+    talk.do["c"] = lambda: slow(gates[1])
+    driver.received(["a", "b"])
+    driver.received(["c", "d"])
+    driver.closedByClient(Close(1000, "bye"))
+    assert talk.said == ["open", "a"] and talk.isClosed
+    gates[0].callback(None)
+    assert talk.said == ["open", "a", "b", "c"]
+    gates[1].callback(None)
+    assert talk.said == ["open", "a", "b", "c", "d", (1000, "bye")]
+
+
+def test_openTakesItsTime() -> None:
+    """
+    Messages wait until the application is ready for them.
+    """
+    world = World()
+    driver = world.connection()
+    talk: Any = driver.connection
+    gate: Deferred[None] = Deferred()
+    talk.do["open"] = lambda: gate
+    driver.attach(Wire())
+    driver.received(["a"])
+    assert talk.said == ["open"]
+    gate.callback(None)
+    assert talk.said == ["open", "a"]
+
+
+@pytest.mark.parametrize("how", ["raise", "fail", "late"])
+@pytest.mark.parametrize("where", ["open", "a", "c"])
+def test_failure(how: str, where: str, logged: list[Any]) -> None:
+    """
+    A handler that fails is logged, and closes the connection, once.
+    """
+    world = World()
+    driver = world.connection()
+    talk: Any = driver.connection
+    gate: Deferred[None] = Deferred()
+
+    def fail() -> object:
+        if how == "raise":
+            raise KeyError("oops")
+        if how == "late":
+            return gate
+
+        async def fails() -> None:
+            raise KeyError("oops")
+
+        return fails()
+
+    talk.do[where] = fail
+    wire = Wire()
+    driver.attach(wire)
+    driver.received(["a", "b"])
+    driver.received(["c"])
+    if how == "late":
+        gate.errback(KeyError("oops"))
+    assert [type(one) for one in logged] == [KeyError]
+    assert talk.said[-1] == (1011, "Internal error") and wire.written[-1] == (
+        'c[1011,"Internal error"]'
+    )
+    assert talk.said[:-1] == ["open", "a", "b", "c"][: ["open", "a", "b", "c"].index(where) + 1]
+
+
+def test_closeWhileBusy() -> None:
+    """
+    A handler that closes its connection and goes on is not told twice.
+    """
+    driver, _, talk = World().opened()
+    gate: Deferred[None] = Deferred()
+
+    async def closing() -> None:
+        talk.close()
+        await gate
+
+    talk.do["a"] = closing
+    driver.received(["a", "b"])
+    assert talk.said == ["open", "a"]
+    gate.callback(None)
+    assert talk.said == ["open", "a", (3000, "Go away!")]
+
+    driver, _, talk = World().opened()
+    waits: Deferred[None] = Deferred()
+    talk.do["a"] = lambda: waits
+    talk.do["b"] = talk.close
+    driver.received(["a", "b", "c"])
+    waits.callback(None)
+    assert talk.said == ["open", "a", "b", (3000, "Go away!")]
+
+
+def test_failingClose(logged: list[Any]) -> None:
+    """
+    A failure in onClose is logged; nothing else can be done about it.
+    """
+    driver, _, talk = World().opened()
+    talk.do[(1000, "")] = lambda: 1 / 0
+    driver.closedByClient(Close(1000, ""))
+    assert [type(one) for one in logged] == [ZeroDivisionError]
+
+
+def test_inboxIsBounded() -> None:
+    """
+    A client that floods a busy application is not read any more, and is thrown
+    out if that does not help.
+    """
+    world = World(maxQueueBytes=10_000)
+    driver, wire, talk = world.opened()
+    gate: Deferred[None] = Deferred()
+    talk.do["a"] = lambda: gate
+    driver.received(["a"])
+    driver.received(["x" * 70_000])
+    assert wire.listens == [False]
+    room = driver.room()
+    assert room is not None and not room.called
+    driver.received(["x" * 10_000])
+    assert wire.written[-1] == 'c[1013,"Too many messages"]'
+    gate.callback(None)
+    assert room.called and talk.said == ["open", "a", (1013, "Too many messages")]
+
+
+def test_roomAgain() -> None:
+    """
+    When it has caught up, it is read again.
+    """
+    driver, wire, talk = World().opened()
+    gate: Deferred[None] = Deferred()
+    talk.do["a"] = lambda: gate
+    driver.received(["a", "x" * 70_000])
+    room = driver.room()
+    assert room is not None
+    gate.callback(None)
+    assert room.called and wire.listens[-1] is True and driver.room() is None
+
+
+class Source:
+    """
+    A producer.
+    """
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def pauseProducing(self) -> None:
+        self.told.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.told.append("resume")
+
+    def stopProducing(self) -> None:
+        self.told.append("stop")
+
+
+def test_producer() -> None:
+    """
+    A producer rests while the client cannot follow, and between two polls.
+    """
+    driver, wire, talk = World().opened()
+    source = Source()
+    talk.registerProducer(source, True)
+    with pytest.raises(RuntimeError):
+        talk.registerProducer(Source(), True)
+    with pytest.raises(ValueError):
+        talk.registerProducer(Source(), False)
+    assert source.told == []
+    driver.pause(wire)
+    talk.write(b"a")
+    assert source.told == ["pause"] and wire.written == ["o"]
+    driver.resume(wire)
+    assert source.told == ["pause", "resume"] and wire.written[-1] == 'a["a"]'
+    talk.close()
+    assert source.told == ["pause", "resume", "pause", "stop"]
+    late = Source()
+    talk.registerProducer(late, True)
+    assert late.told == ["stop"]
+
+
+def test_polls() -> None:
+    """
+    Each poll takes what there is; without one for too long the client is gone.
+    """
+    world = World()
+    driver, talk = world.connection(), None
+    talk = driver.connection
+    first = Wire(frames=1)
+    assert not driver.attach(first)
+    assert (first.written, first.ended) == (["o"], "full")
+    talk.send("a")
+    talk.send("b")
+    second = Wire(frames=1)
+    driver.attach(second)
+    assert second.written == ['a["a","b"]']
+    third = Wire(frames=1)
+    assert driver.attach(third)
+    world.clock.advance(25)
+    assert third.written == ["h"] and third.ended == "full"
+    world.clock.advance(4.9)
+    assert not talk.isClosed
+    world.clock.advance(0.2)
+    assert talk.said[-1][0] == 1006 and talk.closeReason is not None  # type: ignore[attr-defined]
+    assert not talk.closeReason.forced and world.service.find("x") is None
+    assert not world.clock.getDelayedCalls()
+
+
+def test_pingTimeout() -> None:
+    """
+    A websocket whose client is silent is given up.
+    """
+    world = World(pingTimeout=10)
+    driver, wire, talk = world.opened(id=None)
+    world.clock.advance(25)
+    assert wire.pings == 1 and wire.written == ["o", "h"]
+    driver.session.heard()
+    world.clock.advance(25)
+    assert wire.pings == 2 and not talk.isClosed
+    world.clock.advance(10)
+    assert wire.ended == "aborted" and talk.said[-1][0] == 1006
+    assert not world.service._all and not world.clock.getDelayedCalls()
+
+
+def test_aCarrierThatHangs() -> None:
+    """
+    A connection that does not end although it was closed is broken off.
+    """
+    world = World()
+    _, wire, talk = world.opened(id=None)
+    talk.close()
+    assert wire.ended == Close(3000, "Go away!")
+    world.clock.advance(5)
+    assert wire.ended == "aborted"
+
+
+def test_full() -> None:
+    """
+    There is a limit to connections, and places become free.
+    """
+    world = World(maxSessions=2)
+    drivers = [world.opened(id)[0] for id in "ab"]
+    with pytest.raises(Full):
+        world.connection("c")
+    drivers[0].end(Close(3000, ""))
+    world.clock.advance(5)
+    world.connection("c")
+
+
+def test_oneCallForTenThousand() -> None:
+    """
+    Ten thousand connections need one delayed call, and it ends them all when
+    they fall due, with pauses.
+    """
+    world = World()
+    talks = []
+    for number in range(10_000):
+        driver, wire, talk = world.opened(str(number))
+        driver.lost(wire, Close(1002, "Connection interrupted"))
+        talks.append(talk)
+        assert len(world.clock.getDelayedCalls()) == 1
+    for _ in range(10_000):
+        if not world.service._all:
+            break
+        world.clock.advance(0.01 if world.clock.seconds() > 4 else 4.5)
+    assert not world.service._all and not world.clock.getDelayedCalls()
+
+
+def test_statistics() -> None:
+    """
+    Connections and messages are counted, and averaged over ten seconds.
+    """
+    world = World()
+    driver, _, talk = world.opened()
+    for _ in range(10):
+        driver.received(["a", "b"])
+        talk.send("c")
+        world.clock.advance(1)
+    found = world.service.stats.describe(world.clock.seconds())["xhr"]
+    assert found["current"] == 1 and found["opened"] == 1
+    assert (found["received"], found["receivedPerSecond"]) == (20, 2.0)
+    assert (found["sent"], found["sentPerSecond"]) == (10, 1.0)
+    world.clock.advance(4)
+    found = world.service.stats.describe(world.clock.seconds())["xhr"]
+    assert found["receivedPerSecond"] == pytest.approx(1.2)
+    world.clock.advance(1000)
+    driver.end(Close(3000, ""))
+    found = world.service.stats.describe(world.clock.seconds())["xhr"]
+    assert found["current"] == 0 and found["sentPerSecond"] == 0
+
+
+def test_broadcastEncodesOnce() -> None:
+    """
+    Everybody gets the same bytes; closed ones nothing.
+    """
+    world = World()
+    many = [world.opened(str(number)) for number in range(5)]
+    bytesWritten: list[bytes] = []
+    for _, wire, _ in many:
+        wire.write = bytesWritten.append  # type: ignore[method-assign]
+    many[0][0].lost(many[0][1], Close(1002, ""))
+    broadcast([talk for _, _, talk in many], "hello")
+    assert bytesWritten == [b'a["hello"]\n'] * 4
+    assert len({id(data) for data in bytesWritten}) == 1
+    with pytest.raises(TypeError):
+        broadcast([], 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [(999, ""), (1001, ""), (2999, ""), (5000, ""), (3000, "x" * 124)])
+def test_badClose(bad: tuple[int, str]) -> None:
+    """
+    Only what can be sent is a close code, and a reason.
+    """
+    _, _, talk = World().opened()
+    with pytest.raises(ValueError):
+        talk.close(*bad)
+    assert not talk.isClosed
+
+
+def test_badMessage() -> None:
+    _, _, talk = World().opened()
+    for bad in 3, None, ["a"], {"a": 1}:
+        with pytest.raises(TypeError):
+            talk.send(bad)
+
+
+def test_notAnApplication() -> None:
+    with pytest.raises(TypeError):
+        makerOf(3)
+    with pytest.raises(TypeError, match="SockJSConnection"):
+        World().connection(application=dict)
+
+
+class Lines(Protocol):
+    """
+    An ordinary Twisted protocol.
+    """
+
+    def connectionMade(self) -> None:
+        self.heard: list[Any] = []
+        self.transport.write(b"hello")  # type: ignore[union-attr]
+
+    def dataReceived(self, data: bytes) -> None:
+        self.heard.append(data)
+        self.transport.writeSequence([b"you said ", data])  # type: ignore[union-attr]
+        if data == b"bye":
+            self.transport.loseConnection()  # type: ignore[union-attr]
+
+    def connectionLost(self, reason: Any) -> None:  # type: ignore[override]
+        self.heard.append(reason.type)
+
+
+def test_protocol() -> None:
+    """
+    A factory of protocols is an application.
+    """
+    made: list[Lines] = []
+
+    class LinesFactory(Factory):
+        def buildProtocol(self, addr: Any) -> Lines:
+            made.append(Lines())
+            return made[-1]
+
+    factory = LinesFactory()
+    world = World()
+    driver, wire, _ = world.opened("a", factory)
+    assert made[0].transport.getPeer().host == "192.0.2.1"  # type: ignore[union-attr]
+    driver.received(["ünï", "bye", "late"])
+    assert made[0].heard == ["ünï".encode(), b"bye", ConnectionDone]
+    assert wire.written == [
+        "o",
+        'a["hello"]',
+        'a["you said ünï"]',
+        'a["you said bye"]',
+        'c[3000,"Go away!"]',
+    ]
+    driver, wire, _ = world.opened("b", factory)
+    driver.lost(wire, Close(1006, "Connection lost"))
+    assert made[1].heard == [ConnectionLost]
+
+
+def test_refusingFactory() -> None:
+    """
+    A factory may build nothing: that refuses the client.
+    """
+
+    class Refusing(Factory):
+        def buildProtocol(self, addr: Any) -> None:
+            return None
+
+    wire = Wire()
+    assert not World().connection("a", Refusing()).attach(wire)
+    assert wire.written == ["o", 'c[3000,"Refused"]']
+
+
+class TestChannels:
+    """
+    Several applications over one connection.
+    """
+
+    def channels(self, **settings: Any) -> tuple[World, Driver, Wire, list[Any]]:
+        world, made = World(**settings), []
+
+        def make() -> Talk:
+            made.append(Talk())
+            return made[-1]
+
+        driver, wire, _ = world.opened("x", Multiplexer({"ann": make, "böb 1": make}))
+        return world, driver, wire, made
+
+    def test_eachItsOwn(self) -> None:
+        """
+        Who subscribes is connected, and gets what is sent on the channel.
+        """
+        _, driver, wire, made = self.channels()
+        driver.received(["sub,ann", "msg,ann,a,b", "msg,other,c", "sub,other", "msg,b%F6b%201,d"])
+        driver.received(["sub,b%F6b%201", "msg,b%F6b%201,", "nonsense", "", "sub,ann"])
+        ann, bob = made
+        assert ann.said == ["open", "a,b"] and bob.said == ["open", ""]
+        ann.send("x,y")
+        bob.send("ü")
+        assert wire.written == ["o", 'a["msg,ann,x,y"]', 'a["msg,b%F6b%201,ü"]']
+        assert ann.info.ip == "192.0.2.1"
+
+    def test_ends(self) -> None:
+        """
+        A channel can be closed by each side, and opened again; all end with the
+        connection.
+        """
+        world, driver, wire, made = self.channels()
+        driver.received(["sub,ann", "uns,ann", "msg,ann,late", "sub,ann"])
+        assert made[0].said == ["open", (1000, "Unsubscribed")]
+        made[1].close(3005, "done")
+        assert made[1].said == ["open", (3005, "done")] and wire.written == ["o", 'a["uns,ann"]']
+        driver.received(["sub,ann", "sub,b%F6b%201"])
+        assert len(world.service._all) == 3
+        driver.closedByClient(Close(1000, "bye"))
+        assert [talk.said[-1] for talk in made[2:]] == [(1000, "bye")] * 2
+        driver.lost(wire, Close(1006, ""))
+        world.clock.advance(6)
+        assert not world.service._all and not world.clock.getDelayedCalls()
+
+    def test_full(self) -> None:
+        """
+        Channels count as connections.
+        """
+        _, driver, wire, made = self.channels(maxSessions=2)
+        driver.received(["sub,ann", "sub,b%F6b%201"])
+        assert len(made) == 1 and wire.written[-1] == 'a["uns,b%F6b%201"]'
+
+    def test_slowest(self) -> None:
+        """
+        The client is not read while one of its channels is too busy.
+        """
+        _, driver, wire, made = self.channels()
+        driver.received(["sub,ann", "sub,b%F6b%201"])
+        gate: Deferred[None] = Deferred()
+        made[0].do["a"] = lambda: gate
+        driver.received(["msg,ann,a", "msg,ann," + "x" * 70_000])
+        assert wire.listens[-1:] == [False]
+        driver.received(["msg,b%F6b%201,quick"])
+        assert made[1].said[-1] == "quick" and wire.listens[-1:] == [False]
+        gate.callback(None)
+        assert wire.listens[-1] is True
+
+    def test_names(self) -> None:
+        """
+        A name is a str.
+        """
+        for bad in "", 3:
+            with pytest.raises(TypeError):
+                Multiplexer({bad: Talk})  # type: ignore[dict-item]
+        with pytest.raises(TypeError):
+            Multiplexer({"a": 3})
