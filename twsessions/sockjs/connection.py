@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.interfaces import IConsumer
 from zope.interface import implementer
 
-from twsessions.sockjs.frames import GO_AWAY
+from twsessions.sockjs.frames import GO_AWAY, utf8
 from twsessions.sockjs.packet import Packet
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class SockJSConnection:
         """
         if code != 1000 and not 3000 <= code <= 4999:
             raise ValueError(f"a close code is 1000 or 3000 to 4999, not {code!r}")
-        if len(reason.encode("utf-8", "replace")) > 123:
+        if len(utf8(reason)) > 123:
             raise ValueError("a close reason has up to 123 bytes")
         if self._driver is not None:
             self._driver.close(code, reason)

@@ -483,6 +483,7 @@ class Driver:
         producer, self.producer = self.producer, None
         if producer is not None:
             producer.stopProducing()
+        self._makeRoom()
         if self._running:
             if self._inbox is None:
                 self._inbox = deque()
@@ -494,7 +495,6 @@ class Driver:
         if why is None or self._isTold:
             return
         self._isTold = True
-        self._makeRoom()
         try:
             result = self.connection.onClose(why.code, why.reason)
         except Exception:

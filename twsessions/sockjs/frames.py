@@ -24,6 +24,7 @@ __all__ = [
     "messagesFrame",
     "parseMessages",
     "quote",
+    "utf8",
 ]
 
 OPEN, HEARTBEAT = "o", "h"
@@ -55,6 +56,17 @@ def quote(message: str) -> str:
         quoted = encode_basestring(message)
         quoted = _fragile.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
     return quoted
+
+
+def utf8(message: str) -> bytes:
+    """
+    A message as UTF-8; lone surrogates, which have none, become C{U+FFFD}, as
+    browsers do it (Encoding, 4.3).
+    """
+    try:
+        return message.encode("utf-8")
+    except UnicodeEncodeError:
+        return message.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")
 
 
 def messagesFrame(quoted: Iterable[str]) -> str:

@@ -228,7 +228,7 @@ class Group:
 
     def join(self, connection: SockJSConnection) -> None:
         """
-        Let a connection hear what is said to the group from now on, until it
+        Let a connection hear what arrives for the group from now on, until it
         leaves or is closed. To do it again, or with one that is closed, does no
         harm.
 

@@ -9,6 +9,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+
 if TYPE_CHECKING:
     from twsessions.web.session import Session
 
@@ -31,6 +33,9 @@ _HEADERS = (
     "x-real-ip",
     "x-ssl",
 )
+
+
+_LONGEST = 1024  # characters of a header that are kept
 
 
 class ConnectionInfo:
@@ -96,19 +101,21 @@ class ConnectionInfo:
         found = request.requestHeaders
         headers = {}
         for name in _HEADERS:
-            values = found.getRawHeaders(name)
+            values = found.getRawHeaders(name.encode("ascii"))
             if values:
-                headers[name] = ", ".join(values)
+                headers[name] = b", ".join(values).decode("latin-1")[-_LONGEST:]
         ip = getattr(request.getClientAddress(), "host", None)
         if trustForwarded and "x-forwarded-for" in headers:
             # The last is what our own proxy saw; those before are hearsay.
-            ip = headers["x-forwarded-for"].rpartition(",")[2].strip() or ip
+            last = headers["x-forwarded-for"].rpartition(",")[2].strip()
+            if isIPAddress(last) or isIPv6Address(last):
+                ip = last
         cookies = {}
         if passCookies:
             jar: SimpleCookie = SimpleCookie()
-            for line in found.getRawHeaders("cookie", ()):
+            for line in found.getRawHeaders(b"cookie", ()):
                 try:
-                    jar.load(line)
+                    jar.load(line.decode("latin-1"))
                 except CookieError:
                     continue
             cookies = {name: jar[name].value for name in passCookies if name in jar}

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from twsessions.sockjs.frames import HEARTBEAT, OPEN, closeFrame, messagesFrame, quote
+from twsessions.sockjs.frames import HEARTBEAT, OPEN, closeFrame, messagesFrame, quote, utf8
 from twsessions.sockjs.session import Close
 
 __all__ = ["Format", "Framed", "Packet"]
@@ -33,9 +33,10 @@ class Packet:
     @property
     def size(self) -> int:
         """
-        What it counts while it waits: characters, about.
+        What it counts while it waits: bytes.
         """
-        return len(self.message) + 64
+        message = self.message
+        return len(utf8(message) if isinstance(message, str) else message) + 64
 
     @property
     def quoted(self) -> str:

@@ -18,7 +18,7 @@ from twisted.web.server import NOT_DONE_YET
 from twsessions.sockjs import pages
 from twsessions.sockjs.binding import bind, ownerOf, sessionOf
 from twsessions.sockjs.driver import Driver
-from twsessions.sockjs.frames import BrokenFrame, parseMessages
+from twsessions.sockjs.frames import BrokenFrame, parseMessages, utf8
 from twsessions.sockjs.info import ConnectionInfo
 from twsessions.sockjs.origins import Origins
 from twsessions.sockjs.packet import Format
@@ -37,6 +37,8 @@ __all__ = ["SockJSResource"]
 
 _TEXT = b"text/plain; charset=UTF-8"
 _YEAR = 31536000
+_LONGEST = 128  # characters of an id: clients' have eight
+_LONGEST_URI = 4096  # it is kept with the connection
 _GOING = Close(1001, "The server is going away")
 
 _isIframe = re.compile(rb"iframe[0-9-.a-z_]*\.html").fullmatch
@@ -135,7 +137,9 @@ class SockJSResource(Resource):
 
     def _route(self, request: Any) -> bytes | int:
         path = request.postpath
-        if len(path) == 3 and all(part and b"." not in part for part in path[:2]):
+        if len(path) == 3 and all(0 < len(p) <= _LONGEST and b"." not in p for p in path[:2]):
+            if len(request.uri) > _LONGEST_URI:
+                raise _Answer(414)
             return self._connection(request, path[1], path[2])
         if len(path) == 0 or path == [b""]:
             _allow(request, b"GET")
@@ -324,7 +328,8 @@ class SockJSResource(Resource):
             messages = parseMessages(body.decode("utf-8"))
         except (BrokenFrame, UnicodeDecodeError):
             raise _Answer(500, b"Broken JSON encoding.\n") from None
-        if any(len(message) > self.settings.maxMessageBytes for message in messages):
+        limit = self.settings.maxMessageBytes
+        if len(body) > limit and any(len(utf8(message)) > limit for message in messages):
             self._tooBig(request)
         request.setHeader(b"content-type", _TEXT)
         driver.received(messages)

@@ -23,6 +23,8 @@ from wsproto.events import (
 from wsproto.extensions import Extension
 from wsproto.utilities import LocalProtocolError
 
+from twsessions.sockjs.frames import utf8
+
 __all__ = ["Broken", "Ended", "Frames", "Pinged", "binaryFrame", "textFrame"]
 
 _SLICE = 1024  # bytes that may be inflated at once: a thousand times as many come out at most
@@ -175,6 +177,8 @@ class Frames:
                     continue
                 self._fragmented = first < 0x80
                 self._way = self._data
+                if self._data is self._control:
+                    self._size += size
             else:
                 self._way = self._control
             self._slow = start - at + size
@@ -194,11 +198,14 @@ class Frames:
 
     def _happened(self, event: Event, events: list[str | bytes | Pinged | Ended | Broken]) -> None:
         if isinstance(event, Message):
-            self._size += len(event.data)
-            if self._size > self._limit:
-                self._break(1009, "The message is too big", events)
-                return
-            self._parts.append(event.data)
+            data = event.data
+            if data:
+                if self._data is not self._control:  # only now it is known
+                    self._size += len(utf8(data) if isinstance(data, str) else data)
+                    if self._size > self._limit:
+                        self._break(1009, "The message is too big", events)
+                        return
+                self._parts.append(data)
             if event.message_finished:
                 empty: str | bytes = "" if isinstance(event, TextMessage) else b""
                 events.append(empty.join(self._parts))  # type: ignore[arg-type]
@@ -244,7 +251,7 @@ class Frames:
         """
         The last frame.
         """
-        return self._send(CloseConnection(code, reason))
+        return self._send(CloseConnection(code, utf8(reason).decode("utf-8")))
 
     def _send(self, event: Event) -> bytes:
         try:

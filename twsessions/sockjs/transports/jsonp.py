@@ -21,7 +21,7 @@ def inScript(frame: str) -> str:
     """
     A frame as a string of JavaScript, safe within a page's script as well.
     """
-    return quote(frame).replace("</", "<\\/")
+    return quote(frame).replace("<", "\\u003c")
 
 
 def formatFor(callback: str) -> Framed:

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twsessions.sockjs.driver import Driver
-from twsessions.sockjs.frames import BrokenFrame, parseMessages
+from twsessions.sockjs.frames import BrokenFrame, parseMessages, utf8
 from twsessions.sockjs.packet import Format, Framed, Packet
 from twsessions.sockjs.session import Close
 from twsessions.sockjs.transports._direct import canWriteNow, writeNow
@@ -66,14 +66,7 @@ class _Raw:
 def _plain(message: str | bytes) -> bytes:
     if isinstance(message, bytes):
         return binaryFrame(message)
-    return textFrame(_utf8(message))
-
-
-def _utf8(message: str) -> bytes:
-    try:
-        return message.encode("utf-8")
-    except UnicodeEncodeError:  # lone surrogates, as browsers do it (WHATWG Encoding)
-        return message.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")
+    return textFrame(utf8(message))
 
 
 RAW = _Raw(_plain)
@@ -92,7 +85,7 @@ def deflatedRaw(frames: Frames) -> Format:
     """
     return _Raw(
         lambda message: frames.deflated(
-            message if isinstance(message, bytes) else _utf8(message).decode("utf-8")
+            message if isinstance(message, bytes) else utf8(message).decode("utf-8")
         )
     )
 
