@@ -5,20 +5,60 @@ What an application subclasses: one object for each client.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IConsumer
 from zope.interface import implementer
 
 from twsessions.sockjs.frames import GO_AWAY, utf8
+from twsessions.sockjs.info import ConnectionInfo
 from twsessions.sockjs.packet import Packet
-
-if TYPE_CHECKING:
-    from twsessions.sockjs.driver import Driver
-    from twsessions.sockjs.info import ConnectionInfo
-    from twsessions.sockjs.session import Close
+from twsessions.sockjs.session import Close
 
 __all__ = ["SockJSConnection", "broadcast"]
+
+
+class Line(Protocol):
+    """
+    What is behind a connection.
+    """
+
+    @property
+    def isOpen(self) -> bool:
+        """
+        Whether messages can be sent.
+        """
+
+    @property
+    def closed(self) -> Close | None:
+        """
+        Why it is closed, if it is.
+        """
+
+    def send(self, packet: Packet) -> None:
+        """
+        See L{SockJSConnection.send}.
+        """
+
+    def close(self, code: int, reason: str) -> None:
+        """
+        See L{SockJSConnection.close}.
+        """
+
+    def notifyOnClose(self, callback: Callable[[], object]) -> None:
+        """
+        See L{SockJSConnection.notifyOnClose}.
+        """
+
+    def register(self, producer: Any) -> None:
+        """
+        See L{SockJSConnection.registerProducer}.
+        """
+
+    def unregister(self) -> None:
+        """
+        See L{SockJSConnection.unregisterProducer}.
+        """
 
 
 def broadcast(connections: Iterable[SockJSConnection], message: str | bytes) -> None:
@@ -30,9 +70,9 @@ def broadcast(connections: Iterable[SockJSConnection], message: str | bytes) -> 
         raise TypeError(f"a message is a str or bytes, not {type(message).__name__}")
     packet = Packet(message, isShared=True)
     for connection in list(connections):
-        driver = connection._driver
-        if driver is not None:
-            driver.send(packet)
+        line = connection._line
+        if line is not None:
+            line.send(packet)
 
 
 @implementer(IConsumer)
@@ -48,7 +88,7 @@ class SockJSConnection:
     """
 
     info: ConnectionInfo | None = None
-    _driver: Driver | None = None
+    _line: Line | None = None
 
     def onOpen(self, info: ConnectionInfo) -> object:
         """
@@ -83,11 +123,11 @@ class SockJSConnection:
             as UTF-8 text otherwise.
         @raise TypeError: it is neither C{str} nor C{bytes}.
         """
-        driver = self._driver
+        line = self._line
         if not isinstance(message, (str, bytes)):
             raise TypeError(f"a message is a str or bytes, not {type(message).__name__}")
-        if driver is not None:
-            driver.send(Packet(message))
+        if line is not None:
+            line.send(Packet(message))
 
     def broadcast(self, connections: Iterable[SockJSConnection], message: str | bytes) -> None:
         """
@@ -108,15 +148,15 @@ class SockJSConnection:
             raise ValueError(f"a close code is 1000 or 3000 to 4999, not {code!r}")
         if len(utf8(reason)) > 123:
             raise ValueError("a close reason has up to 123 bytes")
-        if self._driver is not None:
-            self._driver.close(code, reason)
+        if self._line is not None:
+            self._line.close(code, reason)
 
     @property
     def isClosed(self) -> bool:
         """
         Whether it is not open: closed, or not open yet.
         """
-        return self._driver is None or not self._driver.isOpen
+        return self._line is None or not self._line.isOpen
 
     @property
     def closeReason(self) -> Close | None:
@@ -124,15 +164,15 @@ class SockJSConnection:
         Why it was closed: C{code}, C{reason}, and C{forced}: whether one of the
         two sides did it, and not time. L{None}: it was not.
         """
-        return None if self._driver is None else self._driver.session.closed
+        return None if self._line is None else self._line.closed
 
     def notifyOnClose(self, callback: Callable[[], object]) -> None:
         """
         Call C{callback} when the connection is closed, before L{onClose}; at once
         if it is.
         """
-        if self._driver is not None:
-            self._driver.notifyOnClose(callback)
+        if self._line is not None:
+            self._line.notifyOnClose(callback)
         else:
             callback()
 
@@ -148,17 +188,17 @@ class SockJSConnection:
         """
         if not streaming:
             raise ValueError("only push producers (streaming=True) can be registered")
-        if self._driver is None or not self._driver.isOpen:
+        if self._line is None or not self._line.isOpen:
             producer.stopProducing()
         else:
-            self._driver.register(producer)
+            self._line.register(producer)
 
     def unregisterProducer(self) -> None:
         """
         The producer has no more to say.
         """
-        if self._driver is not None:
-            self._driver.producer = None
+        if self._line is not None:
+            self._line.unregister()
 
     def write(self, data: bytes) -> None:
         """

@@ -5,28 +5,29 @@ application.
 
 from __future__ import annotations
 
-import inspect
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
+from twsessions.sockjs.connection import SockJSConnection
+from twsessions.sockjs.inbox import Inbox
+from twsessions.sockjs.info import ConnectionInfo
 from twsessions.sockjs.packet import Format, Packet
-from twsessions.sockjs.session import CLOSED, HEARTBEAT, OPEN, OPENED, Close, Messages, Session
-
-if TYPE_CHECKING:
-    from twsessions.sockjs.connection import SockJSConnection
-    from twsessions.sockjs.info import ConnectionInfo
-    from twsessions.sockjs.service import Service
-    from twsessions.sockjs.stats import TransportStats
+from twsessions.sockjs.session import (
+    CLOSED,
+    HEARTBEAT,
+    OPEN,
+    OPENED,
+    Close,
+    Limits,
+    Messages,
+    Session,
+)
+from twsessions.sockjs.stats import TransportStats
 
 __all__ = ["Carrier", "Driver"]
-
-_FAILED = Close(1011, "Internal error")
-_INBOX = 64 * 1024  # characters of messages that may wait for the application
 
 
 class Carrier(Protocol):
@@ -77,6 +78,38 @@ class Carrier(Protocol):
         """
 
 
+class Home(Protocol):
+    """
+    Where drivers live.
+
+    @ivar limits: of each.
+    """
+
+    limits: Limits
+    seconds: Callable[[], float]
+
+    def make(
+        self,
+        maker: Callable[[], SockJSConnection],
+        info: ConnectionInfo,
+        id: str | None = None,
+        owner: bytes | None = None,
+    ) -> Driver:
+        """
+        Another one.
+        """
+
+    def queue(self, driver: Driver) -> None:
+        """
+        See to it that C{driver.due} is called when its deadline comes.
+        """
+
+    def forget(self, driver: Driver) -> None:
+        """
+        It is over.
+        """
+
+
 class Driver:
     """
     One connection.
@@ -94,17 +127,13 @@ class Driver:
         "_closeCallbacks",
         "_finished",
         "_inbox",
-        "_inboxSize",
         "_isFlowing",
-        "_isTold",
-        "_room",
-        "_running",
+        "_producer",
         "_stats",
         "connection",
         "id",
         "info",
         "owner",
-        "producer",
         "queued",
         "service",
         "session",
@@ -115,7 +144,7 @@ class Driver:
 
     def __init__(
         self,
-        service: Service,
+        service: Home,
         connection: SockJSConnection,
         info: ConnectionInfo,
         stats: TransportStats,
@@ -126,22 +155,18 @@ class Driver:
         self._stats = stats
         self._carrier: Carrier | None = None
         self._finished: Carrier | None = None  # its last, which may hang
-        self._inbox: deque[str | bytes] | None = None  # exists while the application is busy
-        self._inboxSize = 0
-        self._running = False  # a handler is
-        self._isTold = False  # the application is, of the close
+        self._inbox = Inbox(connection, self, service.limits.maxQueueBytes)
         self._isFlowing = True  # the producer is
-        self._room: list[Deferred[None]] | None = None
         self._closeCallbacks: list[Callable[[], object]] | None = None
         self.session: Session[Packet] = Session(service.limits, service.seconds())
         self.connection = connection
         self.info = info
         self.id = id
         self.owner = owner
-        self.producer: Any = None
+        self._producer: Any = None
         self.used: Callable[[], None] | None = None
         self.queued: float | None = None
-        connection._driver = self
+        connection._line = self
 
     @property
     def isOpen(self) -> bool:
@@ -149,6 +174,13 @@ class Driver:
         Whether messages can be sent.
         """
         return self.session.state is OPEN
+
+    @property
+    def closed(self) -> Close | None:
+        """
+        Why it is closed, if it is.
+        """
+        return self.session.closed
 
     # -- the carrier ----------------------------------------------------------
 
@@ -165,7 +197,7 @@ class Driver:
             carrier.finish(refusal)
             return False
         self._carrier = carrier
-        if self._inboxSize > _INBOX:
+        if self._inbox.isFull:
             carrier.listen(False)
         self._flush()
         self._pace()
@@ -182,7 +214,7 @@ class Driver:
             self.session.detach(self.service.seconds(), why)
             self.service.queue(self)
             if not wasClosed:
-                self._closed()
+                self._closed(drop=False)
         if self.id is None:
             self.service.forget(self)
 
@@ -268,13 +300,11 @@ class Driver:
         Too much was waiting, and the session is closed.
         """
         carrier, self._carrier = self._carrier, None
-        self._inbox = None if not self._running else deque()
-        self._inboxSize = 0
         if carrier is not None:
             self.session.detach(now)
             carrier.abort()
         self.service.queue(self)
-        self._closed()
+        self._closed(drop=True)
 
     def close(self, code: int, reason: str) -> None:
         """
@@ -288,12 +318,9 @@ class Driver:
         application are dropped.
         """
         if self.session.close(self.service.seconds(), why):
-            if self._inbox is not None:
-                self._inbox.clear()
-                self._inboxSize = 0
             self._flush()
             self.service.queue(self)
-            self._closed()
+            self._closed(drop=True)
 
     def closedByClient(self, why: Close) -> None:
         """
@@ -301,7 +328,7 @@ class Driver:
         """
         if self.session.close(self.service.seconds(), why):
             self.service.queue(self)
-            self._closed()
+            self._closed(drop=False)
 
     def due(self, now: float) -> None:
         """
@@ -324,7 +351,7 @@ class Driver:
             if carrier is not None:
                 carrier.abort()
             if not wasClosed:
-                self._closed()
+                self._closed(drop=False)
             return
         self.service.queue(self)
 
@@ -332,17 +359,23 @@ class Driver:
         """
         See L{SockJSConnection.registerProducer}.
         """
-        if self.producer is not None:
+        if self._producer is not None:
             raise RuntimeError("there is a producer already: unregister it first")
-        self.producer = producer
+        self._producer = producer
         self._isFlowing = True
         self._pace()
+
+    def unregister(self) -> None:
+        """
+        See L{SockJSConnection.unregisterProducer}.
+        """
+        self._producer = None
 
     def _pace(self) -> None:
         """
         Stop the producer while nothing carries what it says.
         """
-        producer, flows = self.producer, self.session.isReady
+        producer, flows = self._producer, self.session.isReady
         if producer is not None and flows is not self._isFlowing:
             self._isFlowing = flows
             if flows:
@@ -362,116 +395,29 @@ class Driver:
         self._stats.received.add(self.service.seconds(), len(messages))
         if self.used is not None and messages:
             self.used()
-        if self._inbox is not None:
-            for message in messages:
-                self._inbox.append(message)
-                self._inboxSize += len(message) + 64
-            self._checkInbox()
-            return
-        onMessage = self.connection.onMessage
-        for at, message in enumerate(messages):
-            try:
-                result = onMessage(message)
-            except Exception:
-                self._failed(Failure())
-                return
-            if result is not None and self._isBusy(result):
-                waiting = messages[at + 1 :] if session.state is OPEN else ()
-                self._inbox = deque(waiting)
-                self._inboxSize = sum(map(len, waiting)) + 64 * len(waiting)
-                return
-            if session.state is not OPEN:
-                return
+        self._inbox.received(messages)
 
     def room(self) -> Deferred[None] | None:
         """
         L{None}, or what fires when the application has caught up.
         """
-        if self._inboxSize <= _INBOX:
-            return None
-        waiting: Deferred[None] = Deferred()
-        if self._room is None:
-            self._room = []
-        self._room.append(waiting)
-        return waiting
-
-    def _checkInbox(self) -> None:
-        if self._inboxSize > _INBOX:
-            self.listen(False)
-        if self._inboxSize > _INBOX + self.service.limits.maxQueueBytes:
-            self.end(Close(1013, "Too many messages"))
-
-    def _isBusy(self, result: Any) -> bool:
-        """
-        Whether a handler is not done yet.
-        """
-        if inspect.iscoroutine(result):
-            self._running = True
-            result = Deferred.fromCoroutine(result)
-        elif not isinstance(result, Deferred):
-            return False
-        self._running = True
-        if result.called and not result.paused:
-            result.addErrback(self._failed)
-            self._running = False
-            if self.session.state is CLOSED:
-                self._tellClosed()
-            return False
-        result.addErrback(self._failed).addCallback(self._pump)
-        return True
-
-    def _pump(self, _: object) -> None:
-        """
-        A handler is done: the messages that have waited for it.
-        """
-        inbox = self._inbox
-        while inbox:
-            message = inbox.popleft()
-            self._inboxSize -= len(message) + 64
-            try:
-                result = self.connection.onMessage(message)
-            except Exception:
-                self._failed(Failure())
-                continue
-            if result is not None and self._isBusy(result):
-                break
-            self._running = True
-        else:
-            self._running = False
-            self._inbox = None
-        if self._inboxSize <= _INBOX:
-            self._makeRoom()
-        if not self._running and self.session.state is CLOSED:
-            self._tellClosed()
-
-    def _makeRoom(self) -> None:
-        room, self._room = self._room, None
-        for waiting in room or ():
-            waiting.callback(None)
-        self.listen(True)
+        return self._inbox.room()
 
     def _open(self) -> None:
         stats = self._stats
         stats.current += 1
         stats.opened.add(self.service.seconds())
         self.connection.info = self.info
-        try:
-            result = self.connection.onOpen(self.info)
-        except Exception:
-            self._failed(Failure())
-            return
-        if result is not None and self._isBusy(result):
-            self._inbox = deque()
+        self._inbox.opened(self.info)
 
-    def _failed(self, failure: Failure) -> None:
-        self._log.failure("a SockJS application failed", failure=failure)
-        self.end(_FAILED)
-
-    def _closed(self) -> None:
+    def _closed(self, drop: bool) -> None:
         """
         The session is closed now, which it was not before.
+
+        @param drop: whether messages that wait are of no interest any more.
         """
-        if self.connection.info is None:
+        why = self.session.closed
+        if self.connection.info is None or why is None:
             return  # never opened
         self._stats.current -= 1
         callbacks, self._closeCallbacks = self._closeCallbacks, None
@@ -480,34 +426,10 @@ class Driver:
                 callback()
             except Exception:
                 self._log.failure("a callback of a closed SockJS connection failed")
-        producer, self.producer = self.producer, None
+        producer, self._producer = self._producer, None
         if producer is not None:
             producer.stopProducing()
-        self._makeRoom()
-        if self._running:
-            if self._inbox is None:
-                self._inbox = deque()
-        else:
-            self._tellClosed()
-
-    def _tellClosed(self) -> None:
-        why = self.session.closed
-        if why is None or self._isTold:
-            return
-        self._isTold = True
-        try:
-            result = self.connection.onClose(why.code, why.reason)
-        except Exception:
-            self._log.failure("a SockJS application failed at a close")
-            return
-        if inspect.iscoroutine(result):
-            result = Deferred.fromCoroutine(result)
-        if isinstance(result, Deferred):
-            result.addErrback(
-                lambda failure: self._log.failure(
-                    "a SockJS application failed at a close", failure=failure
-                )
-            )
+        self._inbox.closed(why, drop)
 
     def notifyOnClose(self, callback: Callable[[], object]) -> None:
         """

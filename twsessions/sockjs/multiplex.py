@@ -165,8 +165,8 @@ class _Multiplexed(SockJSConnection):
             self._end(carrier, Close(code, reason))
 
     def _subscribe(self, channel: _Channel) -> None:
-        outer = self._driver
-        assert outer is not None and self.info is not None
+        outer = self._line
+        assert isinstance(outer, Driver) and self.info is not None
         try:
             driver = outer.service.make(channel.maker, self.info)
         except Full:
@@ -197,8 +197,8 @@ class _Multiplexed(SockJSConnection):
             self._busy.discard(carrier)
         else:
             self._busy.add(carrier)
-        if bool(self._busy) is not wasBusy and self._driver is not None:
-            self._driver.listen(not self._busy)
+        if bool(self._busy) is not wasBusy and isinstance(self._line, Driver):
+            self._line.listen(not self._busy)
 
 
 def _escape(name: str) -> str:
