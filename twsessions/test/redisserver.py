@@ -151,7 +151,7 @@ class Cluster:
     @ivar replicas: of the master at the same place.
     """
 
-    def __init__(self, count: int = 3) -> None:
+    def __init__(self, count: int = 3, program: str = "redis-server") -> None:
         options = (
             "cluster-enabled yes",
             "cluster-config-file nodes.conf",
@@ -161,7 +161,7 @@ class Cluster:
             "repl-diskless-sync-delay 0",
             'save ""',
         )
-        self.servers = [Server(*options) for _ in range(2 * count)]
+        self.servers = [Server(*options, program=program) for _ in range(2 * count)]
         self.masters, self.replicas = self.servers[:count], self.servers[count:]
 
     def start(self) -> None:
