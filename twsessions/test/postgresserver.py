@@ -39,9 +39,10 @@ class Server:
     in C{directory}.
     """
 
-    def __init__(self, *settings: str) -> None:
+    def __init__(self, *settings: str, of: Server | None = None) -> None:
         """
         @param settings: for its configuration, like C{"fsync=off"}.
+        @param of: it is a hot standby of that one.
         """
         self._settings = ("fsync=off", "max_connections=100", *settings)
         self._bin = _programs()
@@ -55,6 +56,12 @@ class Server:
             os.chown(self.directory, self._user, -1)
             os.chown(self._log, self._user, -1)
         self.data = os.path.join(self.directory, "data")
+        if of is not None:
+            self._run(
+                "pg_basebackup", "-D", self.data, "-h", of.directory, "-p", str(of.port),
+                "-U", "root", "-R", "-X", "stream", "-c", "fast",
+            )  # fmt: skip
+            return
         secret = Path(self.directory, "password")
         secret.write_text(PASSWORD + "\n")
         self._run(
