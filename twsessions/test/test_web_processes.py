@@ -149,6 +149,25 @@ def test_aLogoutThereIsHeardHere(world: World) -> None:
     assert world.a.sessions == {}
 
 
+def test_anotherObjectsWriteTakesNothingAway(world: World) -> None:
+    """
+    An earlier object of the same session, whose use is stored late, does not
+    make this process deaf for what hangs on a later one.
+    """
+    heard: list[str] = []
+    world.visit(world.a, lambda session: session.update(n=1))
+    world.clock.advance(10)
+    world.visit(world.a, lambda session: None)  # too soon to be worth a write
+    (uid,) = world.ann.cookies.values()
+    world.clock.advance(10)
+    later = result(world.a.loadSession(uid.encode("ascii")))
+    later.notifyOnExpire(lambda: heard.append("here"))
+    world.clock.pump([1.0] * 100)  # the use is stored now
+    world.visit(world.b, lambda session: session.logout())
+    world.learn()
+    assert heard == ["here"]
+
+
 def test_anIdleEndIsHeardOnce(world: World) -> None:
     heard: list[str] = []
     for site in (world.a, world.b):

@@ -497,7 +497,9 @@ class StoreKeeper(Keeper):
         record = self._here(record)
         known = session._record
         if known is None or known.version < record.version:
-            isWatched = known is not None and self._watched.pop(known.key, None) is session
+            isWatched = known is not None and self._watched.get(known.key) is session
+            if known is not None and isWatched:
+                del self._watched[known.key]
             session._stored(change, record)
             if isWatched or (known is None and not self.local and session.queued is not None):
                 self._watched[record.key] = session
