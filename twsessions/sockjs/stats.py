@@ -4,9 +4,11 @@ How many connections and messages there are, for each transport.
 
 from __future__ import annotations
 
+from collections import deque
+
 __all__ = ["Rate", "Stats", "TransportStats"]
 
-_SPAN = 11  # the seconds that an average looks back on, and the present one
+_SPAN = 10  # seconds that an average looks back
 
 
 class Rate:
@@ -16,38 +18,33 @@ class Rate:
     @ivar total: since the start.
     """
 
-    __slots__ = ("_counts", "_second", "total")
+    __slots__ = ("_ends", "_past", "total")
 
     def __init__(self) -> None:
         self.total = 0
-        self._second = 0
-        self._counts: list[int] = [0] * _SPAN
+        self._ends = 0.0  # when the present second does
+        self._past = deque([0], maxlen=_SPAN + 1)  # totals at the ends of those before
 
     def add(self, now: float, count: int = 1) -> None:
         """
         It happened.
         """
+        if now >= self._ends:
+            self._moveTo(now)
         self.total += count
-        second = int(now)
-        if second != self._second:
-            self._moveTo(second)
-        self._counts[second % _SPAN] += count
 
     def perSecond(self, now: float) -> float:
         """
-        The average of the last ten whole seconds; the present one is not over.
+        The average of the last ten whole seconds.
         """
-        second = int(now)
-        if second != self._second:
-            self._moveTo(second)
-        return (sum(self._counts) - self._counts[second % _SPAN]) / (_SPAN - 1)
+        if now >= self._ends:
+            self._moveTo(now)
+        return (self._past[-1] - self._past[0]) / _SPAN
 
-    def _moveTo(self, second: int) -> None:
-        for passed in range(self._second + 1, min(second, self._second + _SPAN) + 1):
-            self._counts[passed % _SPAN] = 0
-        if second - self._second >= _SPAN or second < self._second:
-            self._counts = [0] * _SPAN
-        self._second = second
+    def _moveTo(self, now: float) -> None:
+        passed = int(now) + 1 - int(self._ends)
+        self._past.extend([self.total] * min(passed, _SPAN + 1))
+        self._ends = int(now) + 1.0
 
 
 class TransportStats:

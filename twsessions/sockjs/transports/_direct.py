@@ -26,13 +26,7 @@ def writeNow(transport: Any, data: bytes) -> None:
     """
     Do as C{transport.write(data)}.
     """
-    if (
-        transport.dataBuffer
-        or transport._tempDataBuffer
-        or transport.disconnecting
-        or not transport.connected
-        or transport._writeDisconnected
-    ):
+    if transport.dataBuffer or transport._tempDataBuffer or not transport.connected:
         transport.write(data)
         return
     sent = transport.writeSomeData(data)

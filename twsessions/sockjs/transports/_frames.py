@@ -165,11 +165,10 @@ class Frames:
                     and not self._fragmented
                 ):
                     # The fast lane: a whole text.
-                    key = data[start - 4 : start]
-                    payload = data[start : start + size]
-                    mask = key * (size // 4 + 1)
-                    number = int.from_bytes(payload, "big") ^ int.from_bytes(mask[:size], "big")
+                    mask = data[start - 4 : start] * (size // 4 + 1)
                     at = start + size
+                    number = int.from_bytes(data[start:at], "big")
+                    number ^= int.from_bytes(mask[:size], "big")
                     try:
                         events.append(number.to_bytes(size, "big").decode("utf-8"))
                     except UnicodeDecodeError:
