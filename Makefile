@@ -67,9 +67,11 @@ $(VENV)-bench/$(STAMP): $(PREREQUISITES)
 	$(call environment,$(VENV)-bench,bench)
 
 # Needs npm, and redis-server on the path.
-build/peers/node_modules:
+build/peers/node_modules: Makefile
 	mkdir -p build/peers
-	npm install --silent --no-fund --prefix build/peers express express-session connect-redis redis
+	npm install --silent --no-fund --prefix build/peers \
+		express express-session connect-redis redis sockjs
+	@touch $@
 
 $(VENV)-docs/$(STAMP): $(PREREQUISITES)
 	$(call environment,$(VENV)-docs,docs)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import harness, many, network, requests, sqlite, stores
+from benchmarks import harness, many, network, requests, sockjs, sqlite, stores
 from benchmarks.harness import Goal
 
 GOALS = [
@@ -56,6 +56,23 @@ GOALS = [
          "memoryOfASmallStart", "MiB", 1.2),
     Goal("reactor gap while another process writes", "gapWhileAnotherWrites", None, "ms",
          limit=10.0),
+    Goal("SockJS, websocket echo, 1 connection (theirs: sockjs-node)", "sockjsEchoOfOne",
+         "sockjsNodeEchoOfOne", "/CPU s", least=0.8),
+    Goal("SockJS, websocket echo, 100 connections (theirs: sockjs-node)", "sockjsEchoOfMany",
+         "sockjsNodeEchoOfMany", "/CPU s", least=0.6),
+    Goal("SockJS, the same (theirs: sockjs-tornado)", "sockjsEchoOfMany",
+         "sockjsTornadoEchoOfMany", "/CPU s", least=2.5),
+    Goal("SockJS, broadcast to 500 xhr-streams (theirs: sockjs-node)", "sockjsFanOut",
+         "sockjsNodeFanOut", "/CPU s", least=1.0),
+    Goal("SockJS, memory of an idle websocket (theirs: sockjs-tornado)", "sockjsIdleWebsocket",
+         "sockjsTornadoIdleWebsocket", "KiB", 1.0),
+    Goal("SockJS, memory of an idle xhr-stream (theirs: sockjs-tornado)", "sockjsIdleStream",
+         "sockjsTornadoIdleStream", "KiB", 1.0),
+    Goal("SockJS, delayed calls for 10,000 idle connections", "sockjsDelayedCalls", None,
+         "", limit=1),
+    Goal("SockJS, all of them gone at once: longest turn", "sockjsGoneTurn", None, "ms", limit=20),
+    Goal("SockJS, all their heartbeats at once: longest turn", "sockjsHeartbeatTurn", None,
+         "ms", limit=20),
 ]  # fmt: skip
 
 
@@ -83,4 +100,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
 
-__all__ = ["many", "network", "requests", "sqlite", "stores"]
+__all__ = ["many", "network", "requests", "sockjs", "sqlite", "stores"]

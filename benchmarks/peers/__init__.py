@@ -1,4 +1,5 @@
 """
-The same two pages on other people's session packages: a counter in a session
-with eight fields, and nothing. Each is given a port and the port of a Redis.
+Other people's packages, each a server that is given its port. Of sessions: two
+pages, a counter in a session with eight fields, and nothing; they are given the
+port of a Redis too. Of SockJS: C{/echo}, and C{/broadcast} to all.
 """
