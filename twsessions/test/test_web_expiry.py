@@ -5,49 +5,19 @@ of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET
 
 from twsessions import Session, SessionSite
+from twsessions.test.page import Does, Page, result
 from twsessions.testing.browser import Browser, Response
 
-Does = Callable[[Any], object]
 IDLE = 900.0
-
-
-class Page(Resource):
-    """
-    Does whatever it was last told to.
-    """
-
-    isLeaf = True
-    does: Does
-
-    def render_GET(self, request: Any) -> object:
-        result = self.does(request)
-        if isinstance(result, bytes) or result is NOT_DONE_YET:
-            return result
-        return repr(result).encode()
-
-
-def result(deferred: Deferred[Any]) -> Any:
-    """
-    What is there already.
-    """
-    results: list[Any] = []
-    deferred.addBoth(results.append)
-    assert results, "nothing has come"
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
 
 
 class World:

@@ -6,17 +6,15 @@ goes away meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
-from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from twisted.web.util import redirectTo
 from zope.interface import implementer
@@ -24,37 +22,9 @@ from zope.interface import implementer
 from twsessions import SessionSite
 from twsessions.errors import SessionGone, SessionTooLarge, StoreUnavailable
 from twsessions.stores.memory import MemoryStore
+from twsessions.test.page import Does, Page, result
 from twsessions.testing.browser import Browser, Pending, Response
 from twsessions.testing.faulty import FaultyStore
-
-Does = Callable[[Any], object]
-
-
-class Page(Resource):
-    """
-    Does whatever it was last told to.
-    """
-
-    isLeaf = True
-    does: Does
-
-    def render_GET(self, request: Any) -> object:
-        result = self.does(request)
-        if isinstance(result, bytes) or result is NOT_DONE_YET:
-            return result
-        return repr(result).encode()
-
-
-def result(deferred: Deferred[Any]) -> Any:
-    """
-    What is there already.
-    """
-    results: list[Any] = []
-    deferred.addBoth(results.append)
-    assert results, "nothing has come"
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
 
 
 class World:

@@ -5,7 +5,7 @@ the Site.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +13,16 @@ import pytest
 from klein import Klein
 from treq.client import HTTPClient
 from treq.testing import RequestTraversalAgent
-from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Site
+from twisted.web.server import Site
 from twisted.web.util import redirectTo
 
 from twsessions import Session, SessionResource, SessionSite
 from twsessions.stores.memory import MemoryStore
+from twsessions.test.page import Does, Page, result
 from twsessions.testing.browser import Browser, Response
 from twsessions.testing.faulty import FaultyStore
-
-Does = Callable[[Any], object]
-
-
-class Page(Resource):
-    """
-    Does whatever it was last told to.
-    """
-
-    isLeaf = True
-    does: Does
-
-    def render_GET(self, request: Any) -> object:
-        result = self.does(request)
-        if isinstance(result, bytes) or result is NOT_DONE_YET:
-            return result
-        return repr(result).encode()
-
-
-def result(deferred: Deferred[Any]) -> Any:
-    """
-    What is there already.
-    """
-    results: list[Any] = []
-    deferred.addBoth(results.append)
-    assert results, "nothing has come"
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
 
 
 def count(request: Any) -> bytes:

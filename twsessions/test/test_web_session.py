@@ -5,7 +5,7 @@ Twisted's own sessions get wrong and a subclass can mend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
@@ -15,29 +15,14 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.python.components import registerAdapter
 from twisted.python.failure import Failure
-from twisted.web.resource import Resource
 from twisted.web.server import Session as StockSession
 from twisted.web.server import Site
 from zope.interface import Interface, implementer
 
 from twsessions import Session
 from twsessions.errors import NeedsSessionSite, SessionGone
+from twsessions.test.page import Does, Page, result
 from twsessions.testing.browser import Browser, Response
-
-Does = Callable[[Any], object]
-
-
-class Page(Resource):
-    """
-    Does whatever it was last told to.
-    """
-
-    isLeaf = True
-    does: Does
-
-    def render_GET(self, request: Any) -> object:
-        result = self.does(request)
-        return result if isinstance(result, (bytes, int)) else repr(result).encode()
 
 
 class ShortSession(Session):
@@ -65,18 +50,6 @@ class Counter:
 
 
 registerAdapter(Counter, StockSession, ICounter)
-
-
-def result(deferred: Deferred[Any]) -> Any:
-    """
-    What is there already.
-    """
-    results: list[Any] = []
-    deferred.addBoth(results.append)
-    assert results, "nothing has come"
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
 
 
 class Web:

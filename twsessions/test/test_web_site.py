@@ -6,7 +6,7 @@ ids, principals, and all that people do with a Site.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,27 +26,12 @@ from zope.interface import Attribute, Interface
 from twsessions import CookiePolicy, Session, SessionSite, registerComponent
 from twsessions.errors import LeaseTimeout, TooLateForSession, TooManySessions
 from twsessions.stores.memory import MemoryStore
+from twsessions.test.page import Does, Page
 from twsessions.testing.browser import Browser, Response
 from twsessions.testing.faulty import FaultyStore
 
-Does = Callable[[Any], object]
 KNOWN = b"twsession"
 SECURE = b"__Host-twsession"
-
-
-class Page(Resource):
-    """
-    Does whatever it was last told to.
-    """
-
-    isLeaf = True
-    does: Does
-
-    def render_GET(self, request: Any) -> object:
-        result = self.does(request)
-        if isinstance(result, bytes) or result is NOT_DONE_YET:
-            return result
-        return repr(result).encode()
 
 
 class SlowStore(FaultyStore):
