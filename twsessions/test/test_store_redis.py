@@ -4,8 +4,6 @@ The Redis store's URLs, logins, TLS, warnings and small parts.
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +12,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
@@ -34,6 +28,7 @@ from twsessions.stores._redis.url import parse
 from twsessions.stores._redis.wire import explain
 from twsessions.stores.fromurl import checkURL, storeFromURL
 from twsessions.stores.redis import _waves
+from twsessions.test.certificates import makeCertificates
 from twsessions.test.redisserver import Server, until
 from twsessions.testing.contract import change, create, newKey
 
@@ -234,47 +229,12 @@ async def test_clusterByMistake() -> None:
 # TLS
 
 
-def certificates(directory: Path) -> None:
-    """
-    Write C{ca.pem}, C{server.pem} (for 127.0.0.1 and localhost) and its key.
-    """
-
-    def name(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-    now = datetime.datetime.now(datetime.timezone.utc)
-    made = {}
-    for who, issuer in (("ca", "ca"), ("server", "ca")):
-        key = made[who] = ec.generate_private_key(ec.SECP256R1())
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name(who))
-            .issuer_name(name(issuer))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(who == "ca", None), critical=True)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .sign(made[issuer], hashes.SHA256())
-        )
-        (directory / f"{who}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        (directory / f"{who}.key").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-
-
 @ensure
 async def test_tls(tmp_path: Path) -> None:
     """
     Whoever the file names is trusted, and nobody else.
     """
-    certificates(tmp_path)
+    makeCertificates(tmp_path)
     made = Server(
         "port 0",
         'save ""',
@@ -291,7 +251,7 @@ async def test_tls(tmp_path: Path) -> None:
         assert "certificate verify failed" in said
         other = tmp_path / "other"
         other.mkdir()
-        certificates(other)
+        makeCertificates(other)
         said = await refusal(f"rediss://127.0.0.1:{made.port}?ca={other}/ca.pem")
         assert "certificate verify failed" in said
         await refusal(f"rediss://127.0.0.2:{made.port}?ca={tmp_path}/ca.pem&timeout=0.5")
