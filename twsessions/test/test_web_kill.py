@@ -1,5 +1,6 @@
 """
-A client that has seen the response finds its changes, after a SIGKILL.
+A client that has seen the response finds its changes, after a SIGKILL; after a
+SIGTERM also those that nobody has committed.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 import twsessions
 
 KILLS = 25
+TERMS = 5
 CLIENTS = 6
+PATIENCE = 10.0  # seconds for a server to end
 
 SERVER = """
 import socket, sys
@@ -30,7 +35,9 @@ class Count(Resource):
         session = request.getSession()
         session["n"] = session.get("n", 0) + 1
         session["filler"] = "x" * session["n"]
-        return b"%d" % session["n"]
+        n, late = session["n"], session.get("late", 0)
+        request.notifyFinish().addCallback(lambda _: session.update(late=n))
+        return b"%d %d" % (n, late)
 
 site = SessionSite(Count(), store="sqlite:///" + sys.argv[1])
 site.displayTracebacks = True
@@ -46,8 +53,11 @@ class Client(threading.Thread):
     Counts, one request after the other, until the server dies.
     """
 
-    def __init__(self, address: tuple[str, int], cookie: str, seen: int) -> None:
+    def __init__(
+        self, address: tuple[str, int], cookie: str, seen: int, number: signal.Signals
+    ) -> None:
         super().__init__(daemon=True)
+        self.number = number
         self.address, self.cookie, self.seen = address, cookie, seen
         self.problem = ""
         self.first = True
@@ -75,6 +85,8 @@ class Client(threading.Thread):
         body = file.read(int(length))  # type: ignore[attr-defined]
         if len(body) < int(length):
             raise EOFError
+        if b"503" in status and self.number == signal.SIGTERM:
+            raise EOFError  # it is stopping
         if b"200" not in status:
             self.problem = f"{status!r} {body[:500]!r}"
             return
@@ -83,21 +95,29 @@ class Client(threading.Thread):
                 self.problem = "the session was lost"
                 return
             self.cookie = headers[b"set-cookie"].partition(b";")[0].decode()
-        count = int(body)
-        # Right after a kill one write may have been stored and not seen.
+        count, late = map(int, body.split())
+        # Right after an end one write may have been stored and not seen.
         if count != self.seen + 1 and not (self.first and count == self.seen + 2):
             self.problem = f"{count} after {self.seen}"
+        if late != self.seen and (self.number == signal.SIGTERM or not self.first):
+            if count == self.seen + 1 or late != self.seen + 1:
+                self.problem = f"{late}, which was set late, after {self.seen}"
         self.seen, self.first = count, False
 
 
-def test_killsUnderLoadLoseNothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, KILLS), (signal.SIGTERM, TERMS)])
+def test_endsUnderLoadLoseNothing(tmp_path: Path, number: signal.Signals, times: int) -> None:
+    """
+    C{n} is stored before the response leaves; C{late} is set when it has left,
+    and waits for the next commit.
+    """
     environment = dict(os.environ, PYTHONPATH=str(Path(twsessions.__file__).parents[1]))
     chance = random.Random(20)
     cookies, seen = [""] * CLIENTS, [0] * CLIENTS
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
         listening.set_inheritable(True)
         listening.setblocking(False)  # the server must not wait in accept()
-        for _ in range(KILLS):
+        for _ in range(times):
             server = subprocess.Popen(
                 [sys.executable, "-c", SERVER, str(tmp_path / "s.db"), str(listening.fileno())],
                 pass_fds=[listening.fileno()],
@@ -108,19 +128,20 @@ def test_killsUnderLoadLoseNothing(tmp_path: Path) -> None:
                 assert server.stdout is not None
                 assert server.stdout.readline() == b"up\n"
                 clients = [
-                    Client(listening.getsockname(), cookie, n)
+                    Client(listening.getsockname(), cookie, n, number)
                     for cookie, n in zip(cookies, seen, strict=True)
                 ]
                 for client in clients:
                     client.start()
                 clients[0].join(chance.uniform(0.02, 0.25))  # let it be at any place
             finally:
-                server.send_signal(signal.SIGKILL)
-                server.wait()
+                server.send_signal(number)
+                server.wait(PATIENCE)
                 server.stdout.close()  # type: ignore[union-attr]
             for client in clients:
                 client.join(20)
                 assert client.problem == "", client.problem
             cookies = [client.cookie for client in clients]
             seen = [client.seen for client in clients]
-    assert min(seen) > KILLS
+            assert server.returncode == (0 if number == signal.SIGTERM else -number)
+    assert min(seen) > times

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock, fail, succeed
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -34,6 +35,7 @@ from twsessions.errors import (
     SessionGone,
     SessionTooLarge,
     StoreError,
+    StoreUnavailable,
     TooLateForSession,
     TooManySessions,
 )
@@ -53,6 +55,7 @@ __all__ = ["Awaitable", "Keeper", "StoreKeeper", "keeperOf"]
 _RESTING = 1024  # sessions that a store in memory has, kept as objects though nobody uses them
 _NONE_YET, _SEVERAL = object(), object()
 _POLL = 1024  # sessions with something on them that a sweep asks after, at the most
+_MOMENT = 0.02  # seconds
 _STEP = 64  # sessions between two looks at the clock
 _keepers: WeakKeyDictionary[Any, Keeper] = WeakKeyDictionary()
 _forks = 0
@@ -260,9 +263,12 @@ class StoreKeeper(Keeper):
 
     @ivar link: the way to the store.
     @ivar sessions: the live ones, by uid.
+    @ivar isStopping: whether requests that come are to go elsewhere: 503.
     """
 
     lookUpIsUse = False
+    isStopping = False
+    _loading = 0
 
     def __init__(
         self,
@@ -365,12 +371,23 @@ class StoreKeeper(Keeper):
         """
         if self.local:
             return succeed(self.found(uid))
+        if self.isStopping:
+            return fail(StoreUnavailable("the process is stopping"))
         self._awaken()
         live = self.sessions.get(uid) or self._moving.get(uid)
         if live is not None and live._record is None:
             return succeed(live)  # made here, its first commit under way
         key = keyOf(uid) if live is None or live._record is None else live._record.key
-        return self.link.load(key).addCallback(lambda record: self._attach(uid, record))
+        self._loading += 1
+        return (
+            self.link.load(key)
+            .addBoth(self._loaded)
+            .addCallback(lambda record: self._attach(uid, record))
+        )
+
+    def _loaded(self, result: Any) -> Any:
+        self._loading -= 1
+        return result
 
     def _attach(self, uid: bytes, record: Record | None) -> Session | None:
         live = self.sessions.get(uid) or self._moving.get(uid)
@@ -1139,8 +1156,13 @@ class StoreKeeper(Keeper):
 
     async def stop(self, within: float = 5.0) -> None:
         """
-        Flush, for C{within} seconds at the most, and leave no delayed call.
+        When requests under way are done (or C{storeTimeout} is over), flush, for
+        C{within} seconds at the most, and leave no delayed call.
         """
+        moments = int(self.settings.storeTimeout / _MOMENT)
+        while not self.local and moments and self._underWay():
+            moments -= 1  # no more will come, so they are soon done
+            await deferLater(self.reactor, _MOMENT, lambda: None)
         flushed = Deferred.fromCoroutine(self.flush())
         if not flushed.called:
             flushed.addTimeout(within, self.reactor)
@@ -1150,6 +1172,15 @@ class StoreKeeper(Keeper):
             self._log.error("not all sessions could be stored: {error}", error=error)
         self.deliverer.stop()
         self.alarm.stop()
+
+    def _underWay(self) -> bool:
+        """
+        Whether a request waits for its session, or a response for its commit.
+        """
+        return self._loading > 0 or any(
+            session._users and session._exchange is not None and not session._exchange.isOpen
+            for session in self.sessions.values()
+        )
 
     def exclusive(self, session: Session, timeout: float | None) -> Exclusive:
         exclusive = super().exclusive(session, timeout)

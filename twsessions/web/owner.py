@@ -75,6 +75,7 @@ class SessionOwner:
     sessionFactory: Any = Session
     sessions: dict[bytes, Session]
     counter = 0
+    _isOver = False  # the reactor is stopping
 
     def _setUp(
         self,
@@ -118,8 +119,13 @@ class SessionOwner:
             self._closes = made
             trigger = getattr(reactor, "addSystemEventTrigger", None)
             if trigger is not None:
-                trigger("before", "shutdown", self._stop)
+                trigger("before", "shutdown", self._shutDown)
+            keeper.isStopping = self._isOver
         return keeper
+
+    def _shutDown(self) -> Deferred[None]:
+        self._isOver = True
+        return self._stop()
 
     def _stop(self) -> Deferred[None]:
         keeper = self._keeper
@@ -127,10 +133,13 @@ class SessionOwner:
             return Deferred.fromCoroutine(_nothing())
 
         async def stop() -> None:
+            keeper.isStopping = True
             await keeper.stop()
+            keeper.isStopping = self._isOver
             # What is in memory ends with the process, not with the port.
             if self._closes and not keeper.local and self._keeper is keeper:
-                self._keeper = None
+                if not self._isOver:
+                    self._keeper = None
                 self.sessions.clear()
                 await keeper.link.close()
 
