@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 from urllib.parse import unquote_to_bytes
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.web.http import datetimeToString
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
@@ -39,6 +41,7 @@ _TEXT = b"text/plain; charset=UTF-8"
 _YEAR = 31536000
 _LONGEST = 128  # characters of an id: clients' have eight
 _LONGEST_URI = 4096  # it is kept with the connection
+_GRACE = 0.25  # seconds
 _GOING = Close(1001, "The server is going away")
 
 _isIframe = re.compile(rb"iframe[0-9-.a-z_]*\.html").fullmatch
@@ -113,10 +116,18 @@ class SockJSResource(Resource):
         return self._service
 
     def _start(self, alarm: Alarm, reactor: Any) -> None:
-        self._service = service = Service(self.settings, alarm)
+        self._service = Service(self.settings, alarm)
         trigger = getattr(reactor, "addSystemEventTrigger", None)
         if trigger is not None:
-            trigger("before", "shutdown", service.closeAll, _GOING)
+            trigger("before", "shutdown", self._goodbye, reactor)
+
+    def _goodbye(self, reactor: Any) -> Deferred[None] | None:
+        service = self.service
+        if not service.connections:
+            return None
+        service.closeAll(_GOING)
+        # The reactor drops what waits in its buffers when it stops.
+        return deferLater(reactor, _GRACE, lambda: None)
 
     # -- one request ----------------------------------------------------------
 

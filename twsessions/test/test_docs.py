@@ -7,13 +7,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
+from twisted.web.resource import Resource
+from twisted.web.server import Site
 
 import twsessions
 from twsessions import SessionSite
-from twsessions.sockjs import SockJSSettings
+from twsessions.sockjs import SockJSResource, SockJSSettings
 from twsessions.testing import Browser
 from twsessions.web.settings import Settings
 
@@ -67,7 +70,6 @@ def test_theTutorialCounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_theReadmeIsEnough(tmp_path: Path) -> None:
     snippet = snippets(ROOT / "README.rst")[0]
     snippet = snippet.replace("sqlite:///sessions.db", f"sqlite:///{tmp_path}/sessions.db")
-    from twisted.web.resource import Resource
 
     class Root(Resource):
         isLeaf = True
@@ -98,6 +100,61 @@ def test_theSettingsAreTheCodes() -> None:
             if name not in ("transports", "sockjsURL"):  # which are too long for the table
                 assert shown[name] == repr(getattr(settings, name)), name
     assert shown["store"] == '"memory:"'
+
+
+def talk(browser: Browser, prefix: str) -> bytes:
+    """
+    All that a SockJS connection says when it is told C{hello}.
+    """
+    said: list[bytes] = []
+    for to, body in (("xhr", b""), ("xhr_send", b'["hello"]'), ("xhr", b"")):
+        asked = browser.post(f"{prefix}/000/one/{to}", body=body)
+        asked.addCallback(lambda response: said.append(response.body))
+    return b"".join(said)
+
+
+def test_theSockJSPageWorks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    echo, patient, klein, protocol, bound, groups = snippets(ROOT / "docs/howto/sockjs.rst")
+    names: dict[str, Any] = {}
+    for snippet in (echo, patient, klein, protocol, bound, groups):
+        exec(snippet, names)
+    root, site = names["root"], names["site"]
+
+    async def answer(self: object, message: str) -> str:
+        return message.upper()
+
+    class Login(Resource):
+        def render_GET(self, request: Any) -> bytes:
+            request.getSession().login("ann")
+            return b""
+
+    names["Patient"].answer = answer
+    root.putChild(b"patient", SockJSResource(names["Patient"]))
+    root.putChild(b"chat", SockJSResource(names["chat"](SessionSite(root, reactor=Clock()))))
+    root.putChild(b"login", Login())
+    site.reactor = Clock()
+    browser = Browser(site)
+    assert talk(browser, "/echo") == b'o\na["hello"]\n'
+    assert talk(browser, "/patient") == b'o\na["HELLO"]\n'
+    assert talk(browser, "/wire") == b'o\na["hello"]\n'
+    assert talk(browser, "/chat") == b'o\na["hello"]\n'
+    assert talk(browser, "/private").startswith(b"There is no session")
+    browser.get("/login")
+    assert talk(browser, "/private") == b'o\na["Hello, ann."]\n'
+    browser.close()
+    browser = Browser(Site(names["app"].resource(), reactor=Clock()))
+    assert talk(browser, "/echo") == b'o\na["hello"]\n'
+    browser.close()
+
+
+def test_theSettingsOfSockJSAreTheCodes() -> None:
+    text = (ROOT / "docs/howto/sockjs.rst").read_text()
+    shown = dict(re.findall(r"^``(\w+)`` +(?:``(.+?)``|all|1.x at jsDelivr)  ", text, re.M))
+    settings = SockJSSettings()
+    assert shown.keys() == SockJSSettings.__dataclass_fields__.keys()
+    for name, value in shown.items():
+        assert value in ("", repr(getattr(settings, name))), name
 
 
 def test_thePromisesOfTheReadmeAreDocumented() -> None:

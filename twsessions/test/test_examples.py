@@ -123,8 +123,8 @@ def running(name: str, directory: Path, port: int, **settings: str) -> Iterator[
 
 def test_everyExampleIsTested() -> None:
     named = {path.stem for path in EXAMPLES.glob("*.py")}
-    tested = set(re.findall(r'running\("(\w+)"', Path(__file__).read_text()))
-    assert named == tested
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert named == set(re.findall(r'(?:running\(|"examples" / )"(\w+)', tests))
 
 
 def test_expirations(tmp_path: Path, port: int) -> None:
