@@ -102,6 +102,7 @@ class WebSocketCarrier:
         "_driver",
         "_frames",
         "_isClosing",
+        "_isListening",
         "_isPlain",
         "_ping",
         "_raw",
@@ -116,6 +117,7 @@ class WebSocketCarrier:
         self._raw = raw
         self._driver: Driver | None = None
         self._isClosing = False
+        self._isListening = True
         self._ping: bytes | None = None  # of a client that is slow
         self.form = form
 
@@ -210,6 +212,7 @@ class WebSocketCarrier:
 
     def _say(self, code: int, reason: str) -> None:
         if not self._isClosing:
+            self.listen(True)  # for the answer
             self._isClosing = True
             self.write(self._frames.close(code, reason))
 
@@ -228,21 +231,26 @@ class WebSocketCarrier:
 
     def ping(self) -> bool:
         """
-        A ping of the websocket.
+        A ping of the websocket, unless its answer could not be read.
         """
-        self.write(self._frames.ping())
-        return True
+        if self._isListening:
+            self.write(self._frames.ping())
+        return self._isListening
 
     def listen(self, wanted: bool) -> None:
         """
         Go on, or pause, reading.
         """
         transport = self._transport
-        if transport is not None and not self._isClosing:
-            if wanted:
-                transport.resumeProducing()
-            else:
-                transport.pauseProducing()
+        if transport is None or self._isClosing or wanted is self._isListening:
+            return
+        self._isListening = wanted
+        if wanted:
+            transport.resumeProducing()
+        else:
+            transport.pauseProducing()
+            if self._driver is not None:
+                self._driver.session.heard()  # it cannot be, for now
 
     # -- IPushProducer --------------------------------------------------------
 
