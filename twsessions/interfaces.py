@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zope.interface import Attribute, Interface
 
@@ -38,9 +38,12 @@ __all__ = [
     "HINTS",
     "ITERATE",
     "LOCAL",
+    "MESSAGE_LIMIT",
     "PRINCIPALS",
+    "PUBLISH",
     "Ended",
     "ISessionStore",
+    "Message",
     "Swept",
     "Verdict",
 ]
@@ -60,11 +63,29 @@ HINTS = "hints"
 ITERATE = "iterate"
 """Capability: all sessions can be walked through (iterate)."""
 
+PUBLISH = "publish"
+"""Capability: messages reach all processes that want them (publish, subscribe)."""
+
 LOCAL = "local"
 """
 Capability: no other process can see the store, and every Deferred it returns
 has fired already.
 """
+
+MESSAGE_LIMIT: Final = 256 * 1024
+"""Bytes that a message can have, its topic in UTF-8 included; the same for every store."""
+
+
+class Message(NamedTuple):
+    """
+    What one process says to all that have their sessions in the same place.
+
+    @ivar topic: what it is about: any text.
+    @ivar payload: any bytes, or none.
+    """
+
+    topic: str
+    payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +286,43 @@ class ISessionStore(Interface):
             There is one; a second call of C{watch} replaces it.
         @return: fires when it is in force.
         @raise NotSupported: no L{HINTS}.
+        """
+
+    def publish(messages: Sequence[Message]) -> Deferred[list[SessionError | None]]:
+        """
+        Say something to every process that has L{subscribed<subscribe>}, this
+        one included: it hears itself by way of the store, as the others do.
+
+        Nothing is kept. A message arrives at most once, and what one store
+        object publishes arrives in the order of its calls, whatever the topic;
+        of two that publish at the same time, processes may hear one or the
+        other first. After a failure it is not known whether a message arrives;
+        if it does, then not behind a later one. The Deferred says that the
+        store has it, and not that anybody has heard it.
+
+        No other operation waits for this one, or fails because of it.
+
+        @return: fires with, for each message in turn, L{None}, or why it
+            will not arrive: a L{StoreError<twsessions.errors.StoreError>} for
+            one that is over L{MESSAGE_LIMIT}.
+        @raise NotSupported: no L{PUBLISH}.
+        """
+
+    def subscribe(heard: Callable[[Message | None], object]) -> Deferred[None]:
+        """
+        From now on be told of all messages that arrive, until the store is
+        closed. (A store on several servers may be late with some that were
+        published before.)
+
+        @param heard: called in the reactor's thread with each message, or
+            with L{None} when some may have been missed: a connection was lost
+            and is back, or what came was not what should have come next. (Not
+            every loss is seen.) Each call of C{subscribe} adds one.
+        @return: fires when it is in force; what this store object publishes
+            meanwhile waits for that, and is heard. If it fails, it is tried
+            again all the same, and C{heard} is called with L{None} when it is
+            in force.
+        @raise NotSupported: no L{PUBLISH}.
         """
 
     def iterate(after: bytes | None, limit: int) -> Deferred[list[Record]]:

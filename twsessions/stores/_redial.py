@@ -104,6 +104,8 @@ class Redialed(Generic[W]):
         if self._closed:
             return fail(StoreUnavailable("the store has been closed"))
         if self._wire is not None:
+            if self._wire.isUp:
+                return succeed(self._wire)
             self._note(self._wire)  # it may not be closed quite yet
         if self._attempt is None:
             if self._reactor.seconds() < self._nextTry:

@@ -17,13 +17,14 @@ from twisted.python.failure import Failure
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import SessionError, StoreUnavailable
-from twsessions.interfaces import LOCAL, Ended, ISessionStore, Swept, Verdict
+from twsessions.interfaces import LOCAL, Ended, ISessionStore, Message, Swept, Verdict
 
 __all__ = ["StoreLink"]
 
 _log = Logger()
 _T = TypeVar("_T")
 
+_SAID = 16 * 1024 * 1024  # bytes of messages that wait; bounds the memory
 _SLACK = 1e-6  # seconds by which a clock's arithmetic may be off
 
 
@@ -43,13 +44,14 @@ class _Call:
 
 class _Handed:
     """
-    A change that was handed in. Unlike keys, no two of them are the same.
+    A change or a message that was handed in. Unlike keys, no two of them are
+    the same.
     """
 
-    __slots__ = ("change",)
+    __slots__ = ("item",)
 
-    def __init__(self, change: Change) -> None:
-        self.change = change
+    def __init__(self, item: Change | Message) -> None:
+        self.item = item
 
 
 class _Trip:
@@ -87,7 +89,7 @@ class StoreLink:
     """
     A site's way to its store.
 
-    Loads, commits and verdicts of many callers travel together: a round trip in flight
+    Loads, commits, verdicts and messages of many callers travel together: a round trip in flight
     is the time in which the next batch gathers, and with none in flight a call
     leaves at once. (What is called while outcomes are handed out leaves when
     all are.) Whoever waits is told within C{timeout} seconds, whatever the
@@ -101,7 +103,7 @@ class StoreLink:
         L{commitNow} can be used.
     @ivar loads: sessions asked for so far.
     @ivar commits: changes handed in so far.
-    @ivar batches: round trips of loads, commits or verdicts so far.
+    @ivar batches: round trips of loads, commits, verdicts or messages so far.
     @ivar timeouts: calls that failed because their time was up.
     @ivar failures: round trips that failed or were given up on.
     @ivar isOpen: whether the breaker keeps calls from the store.
@@ -141,6 +143,8 @@ class StoreLink:
         self._loadLane = _Lane("load")
         self._commitLane = _Lane("commit")
         self._settleLane = _Lane("settle")
+        self._publishLane = _Lane("publish")
+        self._said = 0  # bytes of messages that wait
         # All that has a deadline. Each has the same time, so they are in the
         # order of their deadlines and one timer, for the first, will do.
         self._due: OrderedDict[_Call | _Trip, bool] = OrderedDict()
@@ -209,6 +213,33 @@ class StoreLink:
             return fail(refusal)
         call = _Call(self._reactor.seconds(), self._settleLane, verdict)
         return self._gather(self._settleLane, call)
+
+    def publish(self, message: Message) -> Deferred[None]:
+        """
+        Say something to every process, after all that was said before: see
+        L{ISessionStore.publish}.
+
+        @return: fires when the store has it; fails with
+            L{StoreError<twsessions.errors.StoreError>} if it is too large, or
+            with L{StoreUnavailable}. Cancelling it takes nothing back.
+        """
+        if self.local:
+            return self._pass("publish", [message]).addCallback(_outcome)
+        refusal = self._refusal()
+        if refusal is None and self._said >= _SAID:
+            refusal = StoreUnavailable(f"{self._said} bytes of messages wait for the store already")
+        if refusal is not None:
+            return fail(refusal)
+        size = len(message.payload)
+        self._said += size
+
+        def done(outcome: _T) -> _T:
+            self._said -= size
+            return outcome
+
+        call = _Call(self._reactor.seconds(), self._publishLane, _Handed(message))
+        call.deferred.addBoth(done)
+        return self._gather(self._publishLane, call)
 
     def loadNow(self, key: bytes) -> Record | None:
         """
@@ -405,8 +436,8 @@ class StoreLink:
             while lane.trip is None and lane.gathered:
                 items: list[Any] = list(islice(lane.gathered, self._maxBatch))
                 calls = [lane.gathered.pop(item) for item in items]
-                if lane is self._commitLane:
-                    items = [handed.change for handed in items]
+                if isinstance(items[0], _Handed):
+                    items = [handed.item for handed in items]
                 self.batches += 1
                 lane.trip = trip = _Trip(self._reactor.seconds(), lane, lane.name, calls)
                 self._send(trip, (items,))
@@ -486,6 +517,7 @@ class StoreLink:
                 self._leave(self._commitLane)
                 self._leave(self._loadLane)
                 self._leave(self._settleLane)
+                self._leave(self._publishLane)
                 if not self._outcomes:
                     break
         finally:
@@ -562,7 +594,7 @@ class StoreLink:
             _log.warn(
                 "the store is unavailable: {count} failures in a row", count=self._failedInRow
             )
-        for lane in (self._commitLane, self._loadLane):
+        for lane in (self._commitLane, self._loadLane, self._publishLane):
             # They would only leave to fail.
             for waiting in list(lane.gathered.values()):
                 for call in list(waiting):
@@ -590,3 +622,9 @@ class StoreLink:
         unavailable = StoreUnavailable(f"the store's {name}() failed: {type(error).__name__}")
         unavailable.__cause__ = error
         return unavailable
+
+
+def _outcome(outcomes: Sequence[SessionError | None]) -> None:
+    [outcome] = outcomes
+    if outcome is not None:
+        raise outcome

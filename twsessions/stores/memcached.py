@@ -29,7 +29,7 @@ from zope.interface import implementer
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import NotSupported, SessionError, StoreUnavailable
-from twsessions.interfaces import Ended, ISessionStore, Swept, Verdict
+from twsessions.interfaces import Ended, ISessionStore, Message, Swept, Verdict
 from twsessions.stores._memcache.ask import ADD, GETS, STORED, Ask, isPrefix
 from twsessions.stores._memcache.link import Server
 from twsessions.stores._memcache.merge import Item, Merge, Steps
@@ -224,6 +224,18 @@ class MemcachedStore:
         See L{ISessionStore.watch}.
         """
         return _cannot("give hints")
+
+    def publish(self, messages: Sequence[Message]) -> Deferred[list[SessionError | None]]:
+        """
+        See L{ISessionStore.publish}.
+        """
+        return _cannot("carry messages")
+
+    def subscribe(self, heard: Callable[[Message | None], object]) -> Deferred[None]:
+        """
+        See L{ISessionStore.subscribe}.
+        """
+        return _cannot("carry messages")
 
     def iterate(self, after: bytes | None, limit: int) -> Deferred[list[Record]]:
         """

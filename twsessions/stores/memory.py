@@ -24,11 +24,14 @@ from twsessions.interfaces import (
     ITERATE,
     LOCAL,
     PRINCIPALS,
+    PUBLISH,
     Ended,
     ISessionStore,
+    Message,
     Swept,
     Verdict,
 )
+from twsessions.stores._messages import Listeners, check
 
 __all__ = ["MemoryStore"]
 
@@ -103,7 +106,7 @@ class MemoryStore:
     Keeps sessions in a dictionary. Every Deferred it returns has fired.
     """
 
-    capabilities = frozenset((LOCAL, EVENTS, PRINCIPALS, EXCLUSIVE, ITERATE))
+    capabilities = frozenset((LOCAL, EVENTS, PRINCIPALS, EXCLUSIVE, PUBLISH, ITERATE))
 
     def __init__(self, now: Callable[[], float]) -> None:
         """
@@ -119,6 +122,7 @@ class MemoryStore:
         self._claims = 0
         self._listening = False
         self._leases: dict[bytes, tuple[bytes, float]] = {}
+        self._listeners = Listeners()
         self._isOpen = True
 
     def load(self, keys: Sequence[bytes]) -> Deferred[list[Record | None]]:
@@ -345,6 +349,32 @@ class MemoryStore:
         """
         return fail(NotSupported("the memory store gives no hints"))
 
+    def publish(self, messages: Sequence[Message]) -> Deferred[list[SessionError | None]]:
+        """
+        See L{ISessionStore.publish}.
+        """
+        if not self._isOpen:
+            return _closed()
+        outcomes: list[SessionError | None] = []
+        for message in messages:
+            try:
+                check(message)
+            except SessionError as error:
+                outcomes.append(error)
+            else:
+                outcomes.append(None)
+                self._listeners.tell(message)
+        return succeed(outcomes)
+
+    def subscribe(self, heard: Callable[[Message | None], object]) -> Deferred[None]:
+        """
+        See L{ISessionStore.subscribe}.
+        """
+        if not self._isOpen:
+            return _closed()
+        self._listeners.add(heard)
+        return succeed(None)
+
     def iterate(self, after: bytes | None, limit: int) -> Deferred[list[Record]]:
         """
         See L{ISessionStore.iterate}.
@@ -368,6 +398,7 @@ class MemoryStore:
         See L{ISessionStore.close}.
         """
         self._isOpen = False
+        self._listeners.clear()
         return succeed(None)
 
 

@@ -3,7 +3,8 @@ Sessions in PostgreSQL, shared by every process.
 
 Each operation, and each batch, is one call of a function in the database: one
 round trip and one transaction. Reads and writes have a connection each, so
-that a load never waits for a commit.
+that a load never waits for a commit; and messages a third one, if there are
+any, so that sessions never wait for messages.
 """
 
 from __future__ import annotations
@@ -39,15 +40,19 @@ from twsessions.interfaces import (
     HINTS,
     ITERATE,
     PRINCIPALS,
+    PUBLISH,
     Ended,
     ISessionStore,
+    Message,
     Swept,
     Verdict,
 )
+from twsessions.stores._messages import Inbox, Outbox
 from twsessions.stores._postgres import record
 from twsessions.stores._postgres.dial import Dialer
 from twsessions.stores._postgres.errors import stateOf
 from twsessions.stores._postgres.link import Link, Refused
+from twsessions.stores._postgres.parts import Parts, cut
 from twsessions.stores._postgres.schema import CORRUPT
 from twsessions.stores._postgres.url import Target, parse
 
@@ -59,6 +64,7 @@ _WISH: Final = 30 * 86400.0  # seconds for which one listen() holds
 _SLICE: Final = 250  # sessions swept in one transaction: some ms of their locks
 _CHUNK: Final = 16  # keys in one query
 _READS: Final = 16  # batches of reads that are on their way at once
+_SAID: Final = 1 << 20  # bytes of messages in one transaction, or a message
 _REFUSED: Final[dict[bytes, tuple[type[SessionError], str]]] = {
     b"gone": (SessionGone, "the session has ended"),
     b"taken": (IdCollision, "a session exists under this key already"),
@@ -85,7 +91,7 @@ class PostgreSQLStore:
     connected to before the first operation.
     """
 
-    capabilities = frozenset({EVENTS, PRINCIPALS, EXCLUSIVE, HINTS, ITERATE})
+    capabilities = frozenset({EVENTS, PRINCIPALS, EXCLUSIVE, HINTS, PUBLISH, ITERATE})
 
     _log = Logger()
 
@@ -97,8 +103,10 @@ class PostgreSQLStore:
         @param skew: seconds to add to the server's time.
         """
         dialer = Dialer(reactor, target.parameters, target.schema, target.timeout)
-        self._reader = Link(dialer, _READS, self._noticed, self._notified)
+        self._reader = Link(dialer, _READS, self._noticed, "ended", self._notified)
         self._writer = Link(dialer, 1, self._noticed)
+        self._talker = Link(dialer, 1, self._noticed, "said", self._told)
+        self._outbox, self._inbox, self._parts = Outbox(), Inbox(), Parts()
         self._skew = skew
         self._heard: Callable[[Sequence[bytes] | None], None] | None = None
         self._inspected: set[bytes] = set()
@@ -149,6 +157,24 @@ class PostgreSQLStore:
             self._reader.keep(lambda: self._tell(None))
         # Each connection for reading listens: an answer means it is there.
         return self.load([]).addCallback(lambda found: None)
+
+    # Messages
+
+    def publish(self, messages: Sequence[Message]) -> Deferred[list[SessionError | None]]:
+        """
+        See L{ISessionStore.publish}.
+        """
+        return self._do(self._publish(messages))
+
+    def subscribe(self, heard: Callable[[Message | None], object]) -> Deferred[None]:
+        """
+        See L{ISessionStore.subscribe}.
+        """
+        if self._isOpen:
+            self._inbox.add(heard)
+            self._talker.keep(self._inbox.missed)
+        # The connection for messages listens: an answer means it is there.
+        return self._talker.ask(b"publish", record.texts([])).addCallback(lambda result: None)
 
     # Ends
 
@@ -234,11 +260,13 @@ class PostgreSQLStore:
         """
         self._isOpen = False
         self._heard = None
+        self._inbox.clear()
         return self._do(self._close())
 
     async def _close(self) -> None:
         await self._reader.close()
         await self._writer.close()
+        await self._talker.close()
 
     # Inside
 
@@ -279,6 +307,39 @@ class PostgreSQLStore:
                 outcomes += await self._commitAll([one])
             return outcomes
         return [_outcome(result, number) for number in range(result.ntuples)]
+
+    async def _publish(self, messages: Sequence[Message]) -> list[SessionError | None]:
+        outcomes: list[SessionError | None] = []
+        batches: list[tuple[list[int], list[bytes]]] = []
+        room = 0
+        for at, message in enumerate(messages):
+            outcomes.append(None)
+            try:
+                parts = cut(self._outbox.pack(message))
+            except StoreError as error:
+                outcomes[at] = error
+                continue
+            size = sum(map(len, parts))
+            if size > room:
+                batches.append(([], []))
+                room = _SAID
+            room -= size
+            places, said = batches[-1]
+            places.append(at)
+            said += parts
+        asked = [self._talker.ask(b"publish", record.texts(said)) for _, said in batches]
+        for (places, _), answer in zip(batches, asked, strict=True):
+            try:
+                await answer
+            except StoreError as error:
+                for at in places:
+                    outcomes[at] = type(error)(*error.args)
+        if not asked and not self._isOpen:
+            raise StoreUnavailable("the store has been closed")
+        if outcomes and all(isinstance(outcome, StoreUnavailable) for outcome in outcomes):
+            assert outcomes[0] is not None
+            raise outcomes[0]
+        return outcomes
 
     async def _sweep(self, limit: int) -> Swept:
         ended = seen = 0
@@ -367,6 +428,14 @@ class PostgreSQLStore:
         except ValueError:
             return  # anybody may send notifications
         self._tell(keys)
+
+    def _told(self, payload: bytes) -> None:
+        try:
+            packed = self._parts.take(payload)
+        except ValueError:
+            return  # likewise
+        if packed is not None:
+            self._inbox.arrived(packed)
 
     def _tell(self, keys: Sequence[bytes] | None) -> None:
         heard = self._heard

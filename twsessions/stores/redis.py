@@ -48,15 +48,18 @@ from twsessions.interfaces import (
     HINTS,
     ITERATE,
     PRINCIPALS,
+    PUBLISH,
     Ended,
     ISessionStore,
+    Message,
     Swept,
     Verdict,
 )
+from twsessions.stores._messages import Inbox, Outbox
 from twsessions.stores._redis import scripts
 from twsessions.stores._redis.buckets import Buckets
-from twsessions.stores._redis.hints import Hints
 from twsessions.stores._redis.index import Index
+from twsessions.stores._redis.link import Server
 from twsessions.stores._redis.moves import Moves
 from twsessions.stores._redis.record import (
     claimOf,
@@ -69,6 +72,7 @@ from twsessions.stores._redis.record import (
     timeOf,
 )
 from twsessions.stores._redis.route import Ask, Route
+from twsessions.stores._redis.subscription import Subscription
 from twsessions.stores._redis.url import parse
 from twsessions.stores._redis.wire import command, explain
 
@@ -81,6 +85,7 @@ _TIME: Final = command("TIME")
 _CHUNK: Final = 64  # changes in one script: about a millisecond of the server's time
 _SLICE: Final = 250  # sessions that one script sweeps: a few milliseconds
 _PAGES: Final = 32  # buckets that are looked at together for a page of sessions
+_KEY: Final = 32  # bytes of a key; a hint is some of them
 _LATER: Final = 3600.0  # until an end that only a newer release can read is tried again
 
 
@@ -103,7 +108,7 @@ class RedisStore:
     first operation.
     """
 
-    capabilities = frozenset({EVENTS, PRINCIPALS, EXCLUSIVE, HINTS, ITERATE})
+    capabilities = frozenset({EVENTS, PRINCIPALS, EXCLUSIVE, HINTS, PUBLISH, ITERATE})
 
     _log = Logger()
 
@@ -115,7 +120,7 @@ class RedisStore:
         skew: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """
-        @param prefix: all the store's keys, and its channel, begin with it.
+        @param prefix: all the store's keys, and its channels, begin with it.
         @param replicas: a commit is acknowledged when so many replicas have
             it. If they are too slow it fails, and its outcome is not known.
         @param skew: seconds to add to the server's time.
@@ -126,7 +131,14 @@ class RedisStore:
         self._index = Index(self._buckets)
         self._moves = Moves(self._buckets, self._index)
         self._channel = prefix + b":ended"
-        self._hints = Hints(route, self._channel)
+        self._hints = Subscription(route, self._channel, self._hinted)
+        self._watcher: Callable[[Sequence[bytes] | None], None] | None = None
+        # Numbered databases have the same channels.
+        self._topics = b"%b:said:%d" % (prefix, route.database)
+        self._outbox, self._inbox = Outbox(), Inbox()
+        self._messages = Subscription(route, self._topics, self._heard)
+        # Of its own: sessions do not wait for messages to be sent.
+        self._publisher = Server(route.reactor, route.connect, route.timeout, patient=True)
         self._underway = 0
         self._drained: Deferred[None] = Deferred()
         self._isClosing = self._isClosed = False
@@ -163,7 +175,25 @@ class RedisStore:
         See L{ISessionStore.watch}. If it fails it is tried again all the same,
         and C{heard} is told when it is in force.
         """
-        return self._do(self._hints.watch(heard))
+        if not self._isClosing:
+            self._watcher = heard
+        return self._do(self._hints.start())
+
+    # Messages
+
+    def publish(self, messages: Sequence[Message]) -> Deferred[list[SessionError | None]]:
+        """
+        See L{ISessionStore.publish}.
+        """
+        return self._do(self._publish(messages))
+
+    def subscribe(self, heard: Callable[[Message | None], object]) -> Deferred[None]:
+        """
+        See L{ISessionStore.subscribe}.
+        """
+        if not self._isClosing:
+            self._inbox.add(heard)
+        return self._do(self._messages.start())
 
     # Ends
 
@@ -272,6 +302,8 @@ class RedisStore:
         if self._underway:
             await self._drained
         await self._hints.close()
+        await self._messages.close()
+        await self._publisher.close()
         await self._route.close()
         self._isClosed = True
         waiting, self._waiting = self._waiting, []
@@ -733,6 +765,42 @@ class RedisStore:
         replies = await buckets.all(asks, deadline)
         found: list[bytes] = [key for reply in replies for key in reply]
         return found[:limit]
+
+    # Being told, and telling
+
+    def _hinted(self, keys: bytes | None) -> None:
+        if self._watcher is not None:
+            self._watcher(
+                None if keys is None else [keys[at : at + _KEY] for at in range(0, len(keys), _KEY)]
+            )
+
+    def _heard(self, packed: bytes | None) -> None:
+        if packed is None:
+            self._inbox.missed()
+        else:
+            self._inbox.arrived(packed)
+
+    async def _publish(self, messages: Sequence[Message]) -> list[SessionError | None]:
+        outcomes: list[SessionError | None] = []
+        said: list[bytes] = []
+        places: list[int] = []
+        for at, message in enumerate(messages):
+            outcomes.append(None)
+            try:
+                said.append(command(b"PUBLISH", self._topics, self._outbox.pack(message)))
+                places.append(at)
+            except StoreError as error:
+                outcomes[at] = error
+        if said:
+            deadline = self._buckets.deadline()
+            await self._messages.decided()
+            replies = await self._publisher.ask(b"".join(said), len(said), deadline)
+            for at, reply in zip(places, replies, strict=True):
+                if not isinstance(reply, int):
+                    outcomes[at] = explain(reply)
+        return _unlessAllFailed(outcomes)
+
+    # Leases
 
     async def _onLease(self, script: scripts.Script, name: bytes, *args: bytes) -> Any:
         ask = self._buckets.script(self._buckets.ofName(name), script, name, *args)

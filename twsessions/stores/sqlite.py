@@ -40,6 +40,7 @@ from twsessions.interfaces import (
     PRINCIPALS,
     Ended,
     ISessionStore,
+    Message,
     Swept,
     Verdict,
 )
@@ -146,6 +147,18 @@ class SQLiteStore:
         See L{ISessionStore.watch}: a file tells nobody.
         """
         return fail(NotSupported("the SQLite store gives no hints"))
+
+    def publish(self, messages: Sequence[Message]) -> Deferred[list[SessionError | None]]:
+        """
+        See L{ISessionStore.publish}: a file tells nobody.
+        """
+        return fail(NotSupported("the SQLite store carries no messages"))
+
+    def subscribe(self, heard: Callable[[Message | None], object]) -> Deferred[None]:
+        """
+        See L{ISessionStore.subscribe}: a file tells nobody.
+        """
+        return fail(NotSupported("the SQLite store carries no messages"))
 
     # Ends
 

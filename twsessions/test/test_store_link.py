@@ -15,9 +15,16 @@ from zope.interface.verify import verifyObject
 
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
-from twsessions.errors import IdCollision, NotSupported, SessionGone, StoreUnavailable
-from twsessions.interfaces import LOCAL, ISessionStore, Verdict
+from twsessions.errors import (
+    IdCollision,
+    NotSupported,
+    SessionGone,
+    StoreError,
+    StoreUnavailable,
+)
+from twsessions.interfaces import LOCAL, ISessionStore, Message, Verdict
 from twsessions.stores.link import StoreLink
+from twsessions.stores.memory import MemoryStore
 
 
 @implementer(ISessionStore)
@@ -69,6 +76,12 @@ class Script:
 
     def watch(self, heard: Any) -> Deferred[Any]:
         return self._ask("watch", heard)
+
+    def publish(self, messages: Any) -> Deferred[Any]:
+        return self._ask("publish", list(messages))
+
+    def subscribe(self, heard: Any) -> Deferred[Any]:
+        return self._ask("subscribe", heard)
 
     def iterate(self, after: bytes | None, limit: int) -> Deferred[Any]:
         return self._ask("iterate", after, limit)
@@ -474,6 +487,74 @@ def test_verdictsTravelTogether() -> None:
     assert bench.asked[1:] == [("settle", verdicts[1:])]
     bench.answer(1, [False, True, True])
     assert held == [[True], [False], [True], [True]]
+
+
+def test_messagesTravelTogether() -> None:
+    """
+    In the order of the calls, equal ones too; and each has its outcome.
+    """
+    bench = Bench()
+    said = [Message("x", b"%d" % (number // 2)) for number in range(6)]
+    done = [heard(bench.link.publish(message)) for message in said]
+    assert bench.asked == [("publish", said[:1])]
+    bench.answer(0, [None])
+    assert bench.asked[1:] == [("publish", said[1:])]
+    bench.answer(1, [None, StoreError("too large"), None, None, None])
+    assert done[:2] + done[3:] == [[None]] * 5
+    assert type(done[2][0]) is StoreError
+    assert bench.link._said == 0
+
+
+def test_messagesWaitForNothingElse() -> None:
+    bench = Bench()
+    bench.load(b"a")
+    bench.commit(b"t")
+    said = heard(bench.link.publish(Message("x", b"1")))
+    assert [one[0] for one in bench.asked] == ["load", "commit", "publish"]
+    bench.clock.advance(2)
+    assert failed(said)
+    assert bench.link._said == 0
+
+
+def test_whatIsSaidAboutAnOutcome() -> None:
+    """
+    What callers say when they have their outcomes leaves as one batch.
+    """
+    bench = Bench()
+    said = [Message("x", b"%d" % number) for number in range(3)]
+    bench.link.load(b"first")
+    for message in said:
+        answered = bench.link.load(b"k")
+        answered.addCallback(lambda _, message=message: bench.link.publish(message))
+    bench.answer(0, [None])
+    bench.answer(1, [None])
+    assert bench.asked[2:] == [("publish", said)]
+
+
+def test_tooMuchIsSaid() -> None:
+    """
+    The bytes that wait are bounded, and only messages are refused for them.
+    """
+    bench = Bench(failuresToOpen=1000)
+    large = Message("x", bytes(256 * 1024))
+    said = [heard(bench.link.publish(large)) for _ in range(70)]
+    assert sum(map(bool, said)) == 6 and failed(*said[64:])
+    assert "wait for the store already" in str(said[-1][0])
+    assert bench.load() == []
+    bench.clock.advance(2)
+    assert failed(*said)
+    heard(bench.link.publish(large))
+    assert len(bench.asked) == 3
+
+
+def test_messagesOfALocalStore() -> None:
+    bench = Bench(MemoryStore(lambda: 0.0))
+    told: list[Any] = []
+    bench.store.subscribe(told.append)
+    message = Message("x", b"1")
+    assert heard(bench.link.publish(message)) == [None] and told == [message]
+    (refused,) = heard(bench.link.publish(Message("x", bytes(10**6))))
+    assert type(refused) is StoreError and told == [message]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
+from twsessions.interfaces import Message
 from twsessions.stores.memory import MemoryStore
 from twsessions.testing.contract import StoreContractMixin, change, create, newKey
 
@@ -91,6 +92,56 @@ class Unsweeping(MemoryStore):
         return succeed([place and place.record() for place in places])
 
 
+class Interrupting(MemoryStore):
+    """
+    Tells of what a listener says before the others have heard what it answers.
+    """
+
+    def publish(self, messages):  # type: ignore[no-untyped-def]
+        for message in messages:
+            for heard in tuple(self._listeners._all):
+                try:
+                    heard(message)
+                except RuntimeError:
+                    pass
+        return succeed([None] * len(messages))
+
+
+class Backwards(MemoryStore):
+    """
+    Tells of the last message first.
+    """
+
+    def publish(self, messages):  # type: ignore[no-untyped-def]
+        return super().publish(messages[::-1])
+
+
+class Keeping(MemoryStore):
+    """
+    Tells new listeners what was said before.
+    """
+
+    def publish(self, messages):  # type: ignore[no-untyped-def]
+        self.said = [*getattr(self, "said", []), *messages]
+        return super().publish(messages)
+
+    def subscribe(self, heard):  # type: ignore[no-untyped-def]
+        for message in getattr(self, "said", []):
+            heard(message)
+        return super().subscribe(heard)
+
+
+class Unlimited(MemoryStore):
+    """
+    Takes messages of any size.
+    """
+
+    def publish(self, messages):  # type: ignore[no-untyped-def]
+        for message in messages:
+            self._listeners.tell(Message(*message))
+        return succeed([None] * len(messages))
+
+
 @pytest.mark.parametrize(
     ("broken", "test"),
     [
@@ -98,6 +149,10 @@ class Unsweeping(MemoryStore):
         (Reviving, "test_saveAfterDeleteIsGone"),
         (Reviving, "test_useOfNothingIsGone"),
         (Unsweeping, "test_loadExactDeadlineBoundary"),
+        (Interrupting, "test_listenersDoNotDisturbEachOther"),
+        (Backwards, "test_messagesArrive"),
+        (Keeping, "test_messagesAreNotKept"),
+        (Unlimited, "test_messagesThatAreTooLarge"),
     ],
 )
 def test_theContractFailsABrokenStore(broken: type, test: str) -> None:

@@ -20,8 +20,9 @@ from twisted.internet.threads import deferToThread
 
 from twsessions.core.record import Record
 from twsessions.errors import SessionError, SessionGone, StoreError, StoreUnavailable
-from twsessions.interfaces import Verdict
+from twsessions.interfaces import Message, Verdict
 from twsessions.stores.memory import MemoryStore
+from twsessions.test.ear import Ear, numbered
 from twsessions.test.postgresserver import PASSWORD, Proxy, Server
 from twsessions.test.real import freePort, missing
 from twsessions.testing.contract import change, create, newKey
@@ -29,6 +30,7 @@ from twsessions.testing.contract import change, create, newKey
 try:
     import psycopg
 
+    from twsessions.stores._postgres import record
     from twsessions.stores._postgres.url import parse
     from twsessions.stores.postgresql import PostgreSQLStore, fromURL
 except ModuleNotFoundError:
@@ -419,6 +421,180 @@ async def test_hintsComeBack(place: Place) -> None:
     many = [await made(other) for _ in range(300)]
     await other.commit([change(one_, end="logout") for one_ in many])
     await until(lambda: set(many) <= {key for keys in heard if keys for key in keys})
+
+
+# Messages
+
+
+@pytest_twisted.ensureDeferred
+async def test_messagesComeBack(place: Place) -> None:
+    """
+    A server that dies: who listens is told that something was missed, and
+    goes on hearing; sessions have their own connections.
+    """
+    store, other, ear = place.store(), place.store(), Ear()
+    await store.subscribe(ear)
+    await other.publish([numbered(0)])
+    await ear.hears(0)
+    place.server.kill()
+    await unavailable(other.publish([numbered(1)]))
+    await deferToThread(place.server.start)
+    await ear.hears(None)  # by itself
+    number = 1
+    while number not in ear.heard:
+        number += 1
+        try:
+            await other.publish([numbered(number)])
+        except StoreUnavailable:
+            pass
+        await deferLater(reactor, 0.01, lambda: None)
+    ear.check()
+    key = await made(store)
+    await fields(store, key)
+    before = {store._reader._wire, store._writer._wire}
+    pid = store._talker._wire._pgconn.backend_pid
+    assert place.server.query("SELECT pg_terminate_backend(%s)", pid) == [(True,)]
+    await until(lambda: store._talker._wire is None)
+    assert await fields(store, key) == {}
+    await one(store, change(key, set={"da": b"1"}))
+    assert before == {store._reader._wire, store._writer._wire}
+
+
+@pytest_twisted.ensureDeferred
+async def test_messagesWithCuts(place: Place) -> None:
+    """
+    Wherever the listener's connection breaks, it hears no message twice, none
+    late, none in part, and is told of each loss.
+    """
+    store, other, ear = place.store(proxied=True), place.store(timeout=5.0), Ear()
+    await store.subscribe(ear)
+    chance = random.Random(8)
+    cut = False
+
+    def garble(data: bytes) -> bytes:
+        nonlocal cut
+        if not cut:
+            return data
+        cut = False
+        reactor.callLater(0, place.proxy.cut)  # type: ignore[attr-defined]
+        return data[: chance.randrange(len(data))]
+
+    place.proxy.garble = garble
+    for number in range(400):
+        cut = number % 20 == 10
+        await other.publish([numbered(number)])
+        await deferLater(reactor, chance.choice([0, 0, 0.01]), lambda: None)
+    while ear.heard[-1] != number:
+        number += 1
+        await other.publish([numbered(number)])
+        await deferLater(reactor, 0.01, lambda: None)
+    assert ear.heard.count(None) > 5
+    assert len(ear.heard) > 100
+    ear.check()
+
+
+@pytest_twisted.ensureDeferred
+async def test_messagesWhenThereIsNoServerYet(place: Place) -> None:
+    place.server.kill()
+    store, ear = place.store(), Ear()
+    await unavailable(store.subscribe(ear))
+    await unavailable(store.publish([numbered(0)]))
+    await deferToThread(place.server.start)
+    await ear.hears(None)
+    assert await store.publish([numbered(1)]) == [None]
+    await ear.hears(1)
+    ear.check()
+
+
+@pytest_twisted.ensureDeferred
+async def test_publishingToAServerThatHangs(place: Place) -> None:
+    """
+    What is given up on is heard in its place or not at all.
+    """
+    store, other, ear = place.store(), place.store(timeout=5.0), Ear()
+    await other.subscribe(ear)
+    await store.publish([numbered(0)])
+    place.server.pause()
+    try:
+        calls = [store.publish([numbered(number)]) for number in (1, 2)]
+        for call in calls:
+            await unavailable(call)
+    finally:
+        place.server.resume()
+    number = 2
+    while number not in ear.heard[1:]:
+        number += 1
+        try:
+            await store.publish([numbered(number)])
+        except StoreUnavailable:
+            pass
+        await deferLater(reactor, 0.01, lambda: None)
+    ear.check()
+
+
+@pytest_twisted.ensureDeferred
+async def test_foreignNotifications(place: Place) -> None:
+    store, ear = place.store(), Ear()
+    await store.subscribe(ear)
+    await store.publish([numbered(0)])
+    for said in "", "junk", "a b c d", "name 0 45 x", "\u2603", "AAAA", "x 1 2":
+        place.server.query("SELECT pg_notify('twsessions.said', %s)", said)
+    await store.publish([numbered(4)])
+    await ear.hears(4)
+    assert ear.heard == [0, 4]
+
+
+@pytest_twisted.ensureDeferred
+async def test_manyBytesAreSeveralTransactions(place: Place) -> None:
+    """
+    And one that the server refuses takes only its own messages along.
+    """
+    store, told = place.store(timeout=5.0), []
+    await store.subscribe(told.append)
+    said = [Message("x", os.urandom(200_000)) for _ in range(12)]
+    assert await store.publish(said) == [None] * 12
+    await until(lambda: len(told) == 12)
+    assert told == said
+    whole = store._talker.ask
+    asked = 0
+
+    def ask(name: bytes, parameter: bytes) -> Any:
+        nonlocal asked
+        asked += 1
+        # More than a notification has room for: 22023.
+        return whole(name, record.texts([b"x" * 9000]) if asked == 2 else parameter)
+
+    store._talker.ask = ask
+    outcomes = await store.publish(said)
+    assert asked == 4
+    bad = [at for at, outcome in enumerate(outcomes) if outcome is not None]
+    assert bad == [3, 4, 5] and type(outcomes[3]) is not StoreUnavailable
+    await until(lambda: len(told) == 22)
+    assert told[12:] == [*said[:3], None, *said[6:]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_whoHearsWhom(place: Place) -> None:
+    ours, also, theirs = place.store(), place.store(), place.store(schema="other")
+    heard: list[list[Any]] = [[], [], []]
+    for store, ear in zip((ours, also, theirs), heard, strict=True):
+        await store.subscribe(ear.append)
+    await ours.publish([numbered(1)])
+    await theirs.publish([numbered(2)])
+    await also.publish([numbered(3)])
+    await until(lambda: list(map(len, heard)) == [2, 2, 1])
+    assert heard == [[numbered(1), numbered(3)]] * 2 + [[numbered(2)]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_noConnectionForMessagesWithoutAny(place: Place) -> None:
+    store = place.store()
+    key = await made(store)
+    await fields(store, key)
+    assert connections(place.server) == 2
+    await store.publish([numbered(1)])
+    await store.subscribe(lambda message: None)
+    assert connections(place.server) == 3
 
 
 # Other transactions

@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import count
 from typing import Any, ClassVar
 
 import pytest
@@ -20,10 +21,13 @@ from twisted.internet.task import deferLater
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import IdCollision, SessionGone, StoreUnavailable
+from twsessions.stores._messages import Inbox
 from twsessions.stores._redis.link import Dialer, Login
-from twsessions.stores._redis.route import Ask
+from twsessions.stores._redis.route import Ask, Single
 from twsessions.stores._redis.route import Cluster as Route
+from twsessions.stores._redis.subscription import Subscription
 from twsessions.stores.redis import RedisStore
+from twsessions.test.ear import Ear, numbered
 from twsessions.test.redismodel import Play, insist
 from twsessions.test.redisserver import Cluster, Server, until
 from twsessions.testing.contract import StoreContractMixin, change, create, newKey
@@ -51,6 +55,16 @@ def storeOn(cluster: Cluster, timeout: float = 1.5, **options: Any) -> RedisStor
     # At the first of them nobody listens.
     seeds = [("127.0.0.1", port) for port in (1, cluster.masters[0].port)]
     return RedisStore(Route(dialer, seeds), **options)
+
+
+def newPrefix() -> bytes:
+    """
+    The nodes may be late with messages of the test before.
+    """
+    return b"test-%d" % next(_numbers)
+
+
+_numbers = count()
 
 
 def empty(cluster: Cluster) -> None:
@@ -84,10 +98,11 @@ class TestContract(StoreContractMixin, run=pytest_twisted.ensureDeferred):
 
     async def makeStore(self) -> RedisStore:
         empty(self.cluster)
+        self.prefix = newPrefix()
         return await self.reopen(None)
 
     async def reopen(self, store: object) -> RedisStore:
-        return storeOn(self.cluster, skew=self.clock.seconds)
+        return storeOn(self.cluster, skew=self.clock.seconds, prefix=self.prefix)
 
     async def corrupt(
         self, store: RedisStore, key: bytes, mutate: Callable[[bytes], bytes]
@@ -107,10 +122,12 @@ class Place:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.now = 0.0
+        self.prefix = newPrefix()
         self.stores: list[RedisStore] = []
 
     def make(self, timeout: float = 1.5, **options: Any) -> RedisStore:
         options.setdefault("skew", lambda: self.now)
+        options.setdefault("prefix", self.prefix)
         self.stores.append(storeOn(self.cluster, timeout, **options))
         return self.stores[-1]
 
@@ -500,3 +517,85 @@ async def test_aMasterIsKilledUnderLoad(place: Place) -> None:
     for start in range(0, len(dead), 200):
         some = [key for key in dead if key not in unknown][start : start + 200]
         assert await store.load(some) == [None] * len(some)
+
+
+# Messages
+
+
+def nodeOf(cluster: Cluster, server: Any) -> Server:
+    """
+    The node that a connection is to.
+    """
+    port = server._wire.transport.getPeer().port
+    (node,) = [one for one in cluster.servers if one.port == port]
+    return node
+
+
+@ensure
+async def test_messagesReachEveryNode(place: Place) -> None:
+    """
+    A message that one node is given is heard on all of them.
+    """
+    store = place.make()
+    listeners = []
+    for server in place.cluster.servers:
+        ear, inbox = Ear(), Inbox()
+        inbox.add(ear)
+        route = Single(Dialer(reactor, 1.5, Login()), ("127.0.0.1", server.port))
+        spy = Subscription(route, store._topics, inbox.arrived)
+        await spy.start()
+        listeners.append((ear, spy))
+    number = 0
+    end = time.monotonic() + 20.0
+    # A node that was away a moment ago may not be told of the first ones.
+    while not all(ear.heard[-1:] == [number] for ear, _ in listeners):
+        assert time.monotonic() < end, [ear.heard for ear, _ in listeners]
+        number += 1
+        await store.publish([numbered(number)])
+        await pause()
+    for ear, spy in listeners:
+        ear.check()
+        await spy.close()
+
+
+@ensure
+async def test_aNodeThatHangsAndMessages(place: Place) -> None:
+    """
+    Another one is taken for them, though nobody has found out for sessions
+    that it hangs.
+    """
+    store, cluster = place.make(timeout=0.3), place.cluster
+    await store.publish([numbered(0)])
+    hung = nodeOf(cluster, store._publisher)
+    hung.send(signal.SIGSTOP)
+    try:
+        start = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await store.publish([numbered(1)])
+        await insist(lambda: store.publish([numbered(2)]), pause)
+        assert time.monotonic() - start < 2.0
+        assert nodeOf(cluster, store._publisher) is not hung
+    finally:
+        hung.send(signal.SIGCONT)
+    until(cluster.isWhole, "the cluster is whole")
+
+
+@ensure
+async def test_aNodeIsKilledAndMessages(place: Place) -> None:
+    """
+    Who listened there is told that something was missed, and hears of it from
+    another one.
+    """
+    store, cluster, ear = place.make(), place.cluster, Ear()
+    await store.subscribe(ear)
+    victim = nodeOf(cluster, store._messages._server)
+    victim.kill()
+    await ear.hears(None)
+    number = 0
+    while number not in ear.heard:
+        number += 1
+        await insist(lambda number=number: store.publish([numbered(number)]), pause)
+    ear.check()
+    assert nodeOf(cluster, store._messages._server) is not victim
+    victim.start()
+    until(cluster.isWhole, "the cluster is whole")

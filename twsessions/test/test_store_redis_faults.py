@@ -25,8 +25,10 @@ from twsessions.errors import SessionGone, StoreUnavailable
 from twsessions.interfaces import Verdict
 from twsessions.stores._redis.link import Dialer, Login
 from twsessions.stores._redis.route import Single
+from twsessions.stores._redis.subscription import Subscription
 from twsessions.stores.fromurl import storeFromURL
 from twsessions.stores.redis import RedisStore
+from twsessions.test.ear import Ear, numbered
 from twsessions.test.redismodel import Play, insist
 from twsessions.test.redisproxy import Proxy
 from twsessions.test.redisserver import Server, until
@@ -494,6 +496,183 @@ async def test_aListenerThatRaises(place: Place) -> None:
         while len(told) < 2:
             await pause()
     assert [event["log_failure"].type for event in events] == [RuntimeError] * 2
+
+
+@ensure
+async def test_anotherListenerNeedsNoOtherConnection(place: Place, server: Server) -> None:
+    store, key = place.make(), newKey()
+    told: list[Any] = []
+    for heard in (lambda keys: None, lambda keys: None, told.append):
+        await store.watch(heard)
+        await store.subscribe(heard)
+    await one(store, create(key))
+    await one(store, change(key, end="logout"))
+    while told != [[key]]:
+        await pause()
+    assert server.call("CLIENT", "LIST", "TYPE", "pubsub").count(b"\n") == 2
+
+
+# Messages
+
+
+@ensure
+async def test_messagesComeBack(place: Place, server: Server) -> None:
+    """
+    Connections that are cut, and a server that is killed: who listens is told
+    that something was missed, and goes on hearing.
+    """
+    store, other, ear = place.near(), place.make(), Ear()
+    await store.subscribe(ear)
+    await other.publish([numbered(0)])
+    await ear.hears(0)
+    place.proxy.cutAll()
+    await ear.hears(None)
+    await other.publish([numbered(1)])
+    await ear.hears(1)
+    assert ear.heard == [0, None, 1]
+    server.kill()
+    await failing(other.publish([numbered(2)]))
+    server.start()
+    await insist(lambda: other.publish([numbered(3)]), pause)
+    for number in range(4, 1000):
+        await other.publish([numbered(number)])
+        await pause()
+        if ear.heard[-1] == number:
+            break
+    else:
+        raise AssertionError("nothing is heard any more")
+    assert ear.heard[:4] == [0, None, 1, None]
+    ear.check()
+
+
+@ensure
+async def test_messagesWithCuts(place: Place) -> None:
+    """
+    Wherever the listener's connection breaks, it hears no message twice, none
+    late, none in part, and is told of each loss.
+    """
+    store, other, ear = place.near(), place.make(), Ear()
+    await store.subscribe(ear)
+    chance = random.Random(8)
+    for number in range(300):
+        if number % 30 == 0:
+            place.proxy.left = {"down": chance.randrange(60_000)}
+        elif number % 30 == 15:
+            place.proxy.left = {}
+            place.proxy.cutAll()
+        await other.publish([numbered(number)])
+        await pause(chance.choice([0, 0, 0.02]))
+    place.proxy.left = {}
+    number = 300
+    while ear.heard[-1] != number:
+        number += 1
+        await other.publish([numbered(number)])
+        await pause()
+    assert ear.heard.count(None) > 5
+    assert len(ear.heard) > 50
+    ear.check()
+
+
+@ensure
+async def test_messagesWhenThereIsNoServerYet(place: Place) -> None:
+    store, ear = place.near(), Ear()
+    await place.proxy.stop()
+    await failing(store.subscribe(ear))
+    await failing(store.publish([numbered(1)]))
+    await place.proxy.start()
+    await ear.hears(None)
+    await insist(lambda: store.publish([numbered(2)]), pause)
+    await ear.hears(2)
+    assert ear.heard[:1] == [None] and ear.heard[-1] == 2
+
+
+@ensure
+async def test_lateMessages(place: Place, server: Server) -> None:
+    """
+    The server hangs, and does what was given up on when it goes on: whoever
+    has heard a later message does not hear the earlier one behind it. What
+    others put on the channel is not heard at all.
+    """
+    store, ear = place.make(timeout=0.2), Ear()
+    other = place.make()
+    await other.subscribe(ear)
+    caught: list[Any] = []
+    spy = Subscription(other._route, store._topics, caught.append)
+    await spy.start()
+    await store.publish([numbered(0)])
+    server.send(signal.SIGSTOP)
+    try:
+        await failing(store.publish([numbered(1)]), 0.5)
+    finally:
+        server.send(signal.SIGCONT)
+    await insist(lambda: store.publish([numbered(2)]), pause)
+    await ear.hears(2)
+    while len(caught) < 2:
+        await pause()
+    for said in (caught[0], caught[-1], b"", b"junk", caught[-1][:20], b"\2" + caught[-1][1:]):
+        server.call("PUBLISH", store._topics, said)
+    before = tuple(ear.heard)
+    await store.publish([numbered(3)])
+    await ear.hears(3)
+    assert tuple(ear.heard) == (*before, 3)
+    ear.check()
+    await spy.close()
+
+
+@ensure
+async def test_sessionsDoNotSufferFromMessages(place: Place, server: Server) -> None:
+    """
+    A user that may not publish, and a connection for messages that is lost:
+    it is the messages' own trouble.
+    """
+    server.call("ACL", "SETUSER", "mute", "on", ">pw", "~*", "resetchannels", "+@all")
+    server.call("ACL", "SETUSER", "mute", "&twsessions:ended")
+    dialer = Dialer(reactor, 0.5, Login("mute", "pw"))
+    store = RedisStore(Single(dialer, ("127.0.0.1", server.port)))
+    place.stores.append(store)
+    key = newKey()
+    await one(store, create(key))
+    ids = {line.split()[0] for line in server.call("CLIENT", "LIST").splitlines()}
+    error = await failing(store.publish([numbered(1), numbered(2)]))
+    assert "may not do" in str(error)
+    error = await failing(store.subscribe(lambda message: None))
+    assert "may not do" in str(error)
+    server.call("ACL", "SETUSER", "mute", "allchannels")
+    ear = Ear()
+    await insist(lambda: store.subscribe(ear), pause)
+    await store.publish([numbered(1), numbered(2)])
+    await ear.hears(2)
+    load = store.load([key] * 10)
+    lines = server.call("CLIENT", "LIST").splitlines()
+    (publisher,) = [line for line in lines if b"cmd=publish" in line]
+    assert publisher.split()[0] not in ids
+    server.call("CLIENT", "KILL", "ID", publisher.split()[0].partition(b"=")[2])
+    assert None not in await load
+    assert await one(store, change(key, set={"da": b"1"}))
+    after = {line.split()[0] for line in server.call("CLIENT", "LIST").splitlines()}
+    assert len(ids & after) == 1
+
+
+@ensure
+async def test_whoHearsWhom(place: Place, server: Server) -> None:
+    """
+    Those with the same prefix and the same database. (Channels are the
+    server's: it does not tell databases apart.)
+    """
+    heard: dict[str, list[Any]] = {}
+    url = f"redis://127.0.0.1:{server.port}"
+    for where in ("/0", "/1", "/0?prefix=other", ""):
+        store: Any = storeFromURL(reactor, url + where)
+        place.stores.append(store)
+        heard[where] = []
+        await store.subscribe(heard[where].append)
+    for number, store in enumerate(place.stores):
+        await store.publish([numbered(number)])
+    expected = {"/0": [0, 3], "/1": [1], "/0?prefix=other": [2], "": [0, 3]}
+    for where, numbers in expected.items():
+        while len(heard[where]) < len(numbers):
+            await pause()
+        assert heard[where] == [numbered(number) for number in numbers]
 
 
 @ensure

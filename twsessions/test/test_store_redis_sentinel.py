@@ -17,6 +17,7 @@ from twisted.internet.task import deferLater
 from twsessions.core.record import Record
 from twsessions.errors import SessionGone, StoreUnavailable
 from twsessions.stores.fromurl import storeFromURL
+from twsessions.test.ear import Ear, numbered
 from twsessions.test.redismodel import insist
 from twsessions.test.redisserver import Sentinels, call, until
 from twsessions.testing.contract import change, create, newKey
@@ -61,8 +62,12 @@ async def test_failoverIsFollowed(sentinels: Sentinels) -> None:
     hosts = ",".join(["127.0.0.1:1", *(f"127.0.0.1:{s.port}" for s in sentinels.sentinels[:2])])
     store: Any = storeFromURL(reactor, urlOf(sentinels, hosts) + "?replicas=1&timeout=1")
     kept, ended, told = newKey(), newKey(), []
+    ear = Ear()
     try:
         await store.watch(told.append)
+        await store.subscribe(ear)
+        await store.publish([numbered(1)])
+        await ear.hears(1)
         await store.commit([create(kept, set={"da": b"1"}), create(ended)])
         await store.commit([change(ended, end="logout")])
         sentinels.master.kill()
@@ -77,6 +82,10 @@ async def test_failoverIsFollowed(sentinels: Sentinels) -> None:
             await store.commit([late])
         while None not in told:
             await pause()
+        await ear.hears(None)
+        await insist(lambda: store.publish([numbered(2)]), pause)
+        await ear.hears(2)
+        ear.check()
     finally:
         await store.close()
 

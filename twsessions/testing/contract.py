@@ -22,6 +22,7 @@ from unittest import SkipTest
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 
 from twsessions.core.delta import Birth, Change
 from twsessions.core.ids import keyOf, makeUid
@@ -32,6 +33,7 @@ from twsessions.errors import (
     NotSupported,
     SessionError,
     SessionGone,
+    StoreError,
     StoreUnavailable,
 )
 from twsessions.interfaces import (
@@ -40,9 +42,12 @@ from twsessions.interfaces import (
     HINTS,
     ITERATE,
     LOCAL,
+    MESSAGE_LIMIT,
     PRINCIPALS,
+    PUBLISH,
     Ended,
     ISessionStore,
+    Message,
     Verdict,
 )
 
@@ -78,7 +83,7 @@ class StoreContractMixin:
     The contract. All times are on a L{Clock} unless C{advance} says otherwise.
 
     @cvar isSpread: whether the sessions are on several servers, each with an
-        order of its own.
+        order and a pace of its own.
     """
 
     isSpread = False
@@ -787,6 +792,102 @@ class StoreContractMixin:
         await other.sweep(10)
         await changed  # or the runner's patience ends
 
+    # -- messages -------------------------------------------------------------
+
+    async def test_messagesArrive(self) -> None:
+        self._needs(PUBLISH)
+        ears = [await _Ear.on(self.store), await _Ear.on(await self._peer())]
+        said = [
+            Message("x", b"one"),
+            Message("y", bytes(range(256))),
+            Message("x", b""),
+            Message("", b"no topic"),
+            Message("\u2603 \0 \ud800", b"any topic"),
+            Message("x", b"one"),  # again: that is another one
+            Message("x", b"one"),
+            Message("x", b"\0" * 40_000),
+            Message("x", b"\0" * 40_000),
+            Message("x", os.urandom(MESSAGE_LIMIT - 1)),
+        ]
+        assert await self.store.publish(said) == [None] * len(said)
+        for ear in ears:
+            assert await ear.heard(len(said)) == said
+
+    async def test_messagesOfOneSenderArriveInOrder(self) -> None:
+        self._needs(PUBLISH)
+        peer = await self._peer()
+        ears = [await _Ear.on(self.store), await _Ear.on(peer), await _Ear.on(self.store)]
+        said: dict[str, list[Message]] = {"a": [], "b": []}
+        calls = []
+        for number in range(60):
+            for name, store in ("a", self.store), ("b", peer):
+                # Some large, some small, on several topics; none waited for.
+                payload = b"%d " % number + b"." * (number % 7 * 3000)
+                message = Message(f"{name}{number % 3}", payload)
+                said[name].append(message)
+                calls.append(store.publish([message]))
+        assert await gatherResults(calls) == [[None]] * len(calls)
+        for ear in ears:
+            heard = await ear.heard(120)
+            assert None not in heard
+            for name, messages in said.items():
+                assert [one for one in heard if one and one.topic[0] == name] == messages
+
+    async def test_messagesAreNotKept(self) -> None:
+        self._needs(PUBLISH)
+        await self.store.publish([Message("x", b"early")])
+        ear = await _Ear.on(await self._peer())
+        late = Message("x", b"late")
+        await self.store.publish([late])
+        heard = await ear.until(late)
+        if not self.isSpread:  # or a server may be late with what was said before
+            assert heard == [late]
+
+    async def test_whoBeginsToListenHearsItself(self) -> None:
+        self._needs(PUBLISH)
+        ear = _Ear()
+        await self.store.publish([Message("x", b"nobody listens")])  # it is connected
+        begun = self.store.subscribe(ear.hear)
+        said = [Message("x", b"%d" % number) for number in range(20)]
+        calls = [self.store.publish([message]) for message in said]
+        await begun
+        calls.append(self.store.publish([Message("x", b"last")]))
+        await gatherResults(calls)
+        assert await ear.heard(21) == [*said, Message("x", b"last")]
+
+    async def test_messagesThatAreTooLarge(self) -> None:
+        self._needs(PUBLISH)
+        ear = await _Ear.on(self.store)
+        good = Message("\u2603", b"x" * (MESSAGE_LIMIT - 3))
+        large = Message("\u2603", b"x" * (MESSAGE_LIMIT - 2))
+        first, second, third = await self.store.publish([large, good, large])
+        assert second is None
+        for refused in (first, third):
+            assert type(refused) is StoreError and str(MESSAGE_LIMIT) in str(refused)
+        assert await self.store.publish([]) == []
+        assert await ear.heard(1) == [good]
+
+    async def test_listenersDoNotDisturbEachOther(self) -> None:
+        self._needs(PUBLISH)
+        told: list[Message | None] = []
+
+        def bad(message: Message | None) -> None:
+            told.append(message)
+            raise RuntimeError("a listener's own mistake")
+
+        def answering(message: Message | None) -> None:
+            if message is not None and message.payload == b"question":
+                self.store.publish([Message("x", b"answer")])
+
+        await self.store.subscribe(bad)
+        await self.store.subscribe(answering)
+        ear = await _Ear.on(self.store)
+        said = [Message("x", b"question"), Message("x", b"answer")]
+        with capturedLogs() as events:
+            await self.store.publish(said[:1])
+            assert await ear.heard(2) == said == told
+        assert [event["log_failure"].type for event in events] == [RuntimeError] * 2
+
     # -- walking through ------------------------------------------------------
 
     async def test_iterate(self) -> None:
@@ -840,6 +941,10 @@ class StoreContractMixin:
             PRINCIPALS: (lambda: store.sessionsOf("x"), lambda: store.withHandle(b"x" * 16)),
             EXCLUSIVE: (lambda: store.acquire(b"x", b"a", 1.0), lambda: store.release(b"x", b"a")),
             HINTS: (lambda: store.watch(lambda keys: None),),
+            PUBLISH: (
+                lambda: store.publish([Message("x", b"x")]),
+                lambda: store.subscribe(lambda message: None),
+            ),
             ITERATE: (lambda: store.iterate(None, 1),),
         }
         for capability, uses in calls.items():
@@ -889,6 +994,9 @@ class StoreContractMixin:
             (EXCLUSIVE, lambda: store.acquire(b"x", b"a", 1.0)),
             (EXCLUSIVE, lambda: store.release(b"x", b"a")),
             (HINTS, lambda: store.watch(lambda keys: None)),
+            (PUBLISH, lambda: store.publish([Message("x", b"x")])),
+            (PUBLISH, lambda: store.publish([])),
+            (PUBLISH, lambda: store.subscribe(lambda message: None)),
             (ITERATE, lambda: store.iterate(None, 1)),
         ]
         for number, (capability, use) in enumerate(uses):
@@ -981,6 +1089,53 @@ class StoreContractMixin:
         return other
 
     _opened: list[Any]
+
+
+class _Ear:
+    """
+    Hears messages.
+    """
+
+    def __init__(self) -> None:
+        self._heard: list[Message | None] = []
+        self._isEnough: Callable[[], bool] = lambda: False
+        self._enough: Deferred[None] = Deferred()
+
+    @classmethod
+    async def on(cls, store: Any) -> _Ear:
+        """
+        One that has subscribed.
+        """
+        ear = cls()
+        await store.subscribe(ear.hear)
+        return ear
+
+    def hear(self, message: Message | None) -> None:
+        """
+        To be subscribed.
+        """
+        self._heard.append(message)
+        if self._isEnough() and not self._enough.called:
+            self._enough.callback(None)
+
+    async def heard(self, count: int) -> list[Message | None]:
+        """
+        All there have been, when there are so many; or the runner's patience
+        ends.
+        """
+        return await self._until(lambda: len(self._heard) >= count)
+
+    async def until(self, last: Message) -> list[Message | None]:
+        """
+        All there have been, when this one is there.
+        """
+        return await self._until(lambda: last in self._heard)
+
+    async def _until(self, isEnough: Callable[[], bool]) -> list[Message | None]:
+        self._isEnough = isEnough
+        if not isEnough():
+            await self._enough
+        return self._heard
 
 
 def _wrapped(

@@ -14,7 +14,7 @@ from zope.interface import implementer
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import SessionError, StoreUnavailable
-from twsessions.interfaces import LOCAL, Ended, ISessionStore, Swept, Verdict
+from twsessions.interfaces import LOCAL, Ended, ISessionStore, Message, Swept, Verdict
 
 __all__ = ["FaultyStore"]
 
@@ -153,6 +153,18 @@ class FaultyStore:
         See L{ISessionStore.watch}.
         """
         return self._ask("watch", heard)
+
+    def publish(self, messages: Sequence[Message]) -> Deferred[list[SessionError | None]]:
+        """
+        See L{ISessionStore.publish}.
+        """
+        return self._ask("publish", messages)
+
+    def subscribe(self, heard: Callable[[Message | None], object]) -> Deferred[None]:
+        """
+        See L{ISessionStore.subscribe}.
+        """
+        return self._ask("subscribe", heard)
 
     def iterate(self, after: bytes | None, limit: int) -> Deferred[list[Record]]:
         """

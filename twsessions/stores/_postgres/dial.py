@@ -56,7 +56,7 @@ class Dialer:
 
     async def dial(
         self,
-        listens: bool,
+        listens: str | None,
         lost: Callable[[StoreUnavailable], object],
         notified: Callable[[bytes], object],
         noticed: Callable[[PGresult], None],
@@ -64,7 +64,7 @@ class Dialer:
         """
         Connect; make the tables if there are none.
 
-        @param listens: whether hints are wanted on this connection.
+        @param listens: see L{greeting}.
         @return: the connection, and the OID of the type C{change}.
         @raise StoreUnavailable: that could not be done.
         """
@@ -84,7 +84,7 @@ class Dialer:
             raise
         return wire, change
 
-    async def _greet(self, wire: Wire, listens: bool) -> int:
+    async def _greet(self, wire: Wire, listens: str | None) -> int:
         said = greeting(self._schema, self.timeout, listens)
         results = await wire.script(said)
         if stateOf(results[-1]) in _MISSING:

@@ -65,20 +65,23 @@ class Link:
         dialer: Dialer,
         depth: int,
         noticed: Callable[[PGresult], None],
-        notified: Callable[[bytes], object] | None = None,
+        listens: str | None = None,
+        notified: Callable[[bytes], object] = lambda payload: None,
     ) -> None:
         """
         @param depth: how many statements are sent without waiting for the
             answers. With 1 none is done that was given up on before it could
             begin.
         @param noticed: called with the server's notices.
-        @param notified: called with the payloads of hints; L{None}: not
-            wanted.
+        @param listens: to what; see
+            L{greeting<twsessions.stores._postgres.schema.greeting>}.
+        @param notified: called with the payloads of notifications.
         """
         self._dialer = dialer
         self._reactor = dialer.reactor
         self._depth = depth
         self._noticed = noticed
+        self._listens = listens
         self._notified = notified
         self._back: Callable[[], object] | None = None
         self._wire: Wire | None = None
@@ -144,10 +147,7 @@ class Link:
 
         async def dial() -> None:
             wire, self._change = await self._dialer.dial(
-                self._notified is not None,
-                self._lost,
-                self._notified or (lambda payload: None),
-                self._noticed,
+                self._listens, self._lost, self._notified, self._noticed
             )
             wires.append(wire)
 

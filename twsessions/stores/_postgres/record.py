@@ -29,6 +29,7 @@ __all__ = [
     "readBools",
     "readFloat",
     "readInt",
+    "texts",
     "unseal",
 ]
 
@@ -79,6 +80,13 @@ def bools(values: Sequence[bool]) -> bytes:
     An array of C{bool}.
     """
     return array([_TRUE if value else _FALSE for value in values], _BOOL)
+
+
+def texts(values: Sequence[bytes]) -> bytes:
+    """
+    An array of C{text}.
+    """
+    return array(values, _TEXT)
 
 
 def changes(encoded: Sequence[bytes], type_: int) -> bytes:

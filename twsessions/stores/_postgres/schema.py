@@ -479,11 +479,15 @@ _STATEMENTS: Final = {
     ),
     "settle(float8, bytea[], bytea[], float8[], bool[])": "SELECT settle($2, $3, $4, $5, $1)",
     "acquire(float8, bytea, bytea, float8)": "SELECT acquire($2, $3, $4, $1)",
+    "publish(text[])": (
+        "SELECT pg_notify(current_schema() || '.said', said) FROM"
+        " (SELECT said FROM unnest($1) WITH ORDINALITY AS u (said, n) ORDER BY n) s"
+    ),
     "release(bytea, bytea)": "DELETE FROM lease WHERE name = $1 AND holder = $2",
 }
 
 
-def greeting(schema: str, timeout: float, listens: bool) -> bytes:
+def greeting(schema: str, timeout: float, listens: str | None) -> bytes:
     """
     What a new connection says first, in one go. Its first result with rows is
     one of one row: the schema's version, and the OID of the type C{change}.
@@ -491,7 +495,8 @@ def greeting(schema: str, timeout: float, listens: bool) -> bytes:
     @param schema: the namespace; letters, digits and underscores.
     @param timeout: seconds after which the server gives a statement up, so
         that nothing is done long after nobody waits for it any more.
-    @param listens: whether to be told of keys that are dead.
+    @param listens: to what: C{"ended"}, keys that are dead; C{"said"},
+        messages.
     """
     limit = max(1, int(timeout * 1000))
     said = [
@@ -506,8 +511,8 @@ def greeting(schema: str, timeout: float, listens: bool) -> bytes:
         f"""SELECT value, 'change'::regtype::oid FROM "{schema}".meta WHERE name = 'schema'""",
     ]
     said += [f"PREPARE {name} AS {text}" for name, text in _STATEMENTS.items()]
-    if listens:
-        said.append(f'LISTEN "{schema}.ended"')
+    if listens is not None:
+        said.append(f'LISTEN "{schema}.{listens}"')
     return "; ".join(said).encode("ascii")
 
 

@@ -75,6 +75,7 @@ class Dialer:
         """
         self.reactor = reactor
         self.timeout = timeout
+        self.database = login.database
         self._login = login
         self._tls = tls
         self._warned = False

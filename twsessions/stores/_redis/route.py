@@ -79,6 +79,7 @@ class Route:
 
     @ivar tags: the hash tag of each bucket.
     @ivar timeout: seconds for a call.
+    @ivar database: the number of it.
     """
 
     tags: Sequence[bytes]
@@ -87,6 +88,7 @@ class Route:
         self.dialer = dialer
         self.reactor = dialer.reactor
         self.timeout = dialer.timeout
+        self.database = dialer.database
 
     def server(self, ask: Ask) -> Server:
         """
@@ -335,6 +337,7 @@ class Cluster(Route):
         self._refreshed = 0.0
         self._refreshing: list[Deferred[None]] | None = None
         self._isStale = True
+        self._avoided: set[Address] = set()  # by those that need a connection of their own
 
     def server(self, ask: Ask) -> Server:
         """
@@ -364,12 +367,17 @@ class Cluster(Route):
         """
         await self.prepare(self.reactor.seconds() + self.timeout)
         error = StoreUnavailable("the Redis cluster has no node that answers")
-        for address in self._known():
+        for address in sorted(self._known(), key=self._avoided.__contains__):
             if not self._isDown(address):
+                # Until it answers: the next try may have no time for one that hangs.
+                self._avoided.add(address)
                 try:
-                    return await self.dialer.dial(*address)
+                    wire = await self.dialer.dial(*address)
                 except StoreUnavailable as failed:
                     error = failed
+                else:
+                    self._avoided.discard(address)
+                    return wire
         raise error
 
     async def prepare(self, deadline: float) -> None:
@@ -435,6 +443,7 @@ class Cluster(Route):
         self._masters = set(self._owners)
         self._isStale = False
         kept = {*self._masters, *self._seeds}
+        self._avoided &= kept
         for address in [one for one in self._servers if one not in kept]:
             self._servers.pop(address).close()
 

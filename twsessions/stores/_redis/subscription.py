@@ -1,10 +1,10 @@
 """
-Hearing of sessions that other processes end: a connection that only listens.
+Hearing what is published on a channel: a connection that only listens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 from hiredis import ReplyError
@@ -17,9 +17,8 @@ from twsessions.stores._redis.link import Server
 from twsessions.stores._redis.route import Route
 from twsessions.stores._redis.wire import Wire, command, explain
 
-__all__ = ["Hints"]
+__all__ = ["Subscription"]
 
-_KEY: Final = 32  # bytes of a key; a message is some of them
 _PULSE: Final = 10.0  # seconds between two signs of life that are asked for
 _FIRST_DELAY: Final = 0.1  # seconds from a lost connection to the next try
 _LAST_DELAY: Final = 5.0
@@ -27,33 +26,57 @@ _LAST_DELAY: Final = 5.0
 _log = Logger()
 
 
-class Hints:
+class Subscription:
     """
-    A subscription that, once asked for, comes back by itself.
+    One that, once asked for, comes back by itself.
     """
 
-    def __init__(self, route: Route, channel: bytes) -> None:
+    def __init__(
+        self, route: Route, channel: bytes, heard: Callable[[bytes | None], object]
+    ) -> None:
+        """
+        @param heard: called with what is published, and with L{None} when
+            something may have been missed.
+        """
         self._route = route
         self._reactor = route.reactor
         self._channel = channel
-        self._heard: Callable[[Sequence[bytes] | None], None] | None = None
+        self._heard = heard
         self._server = Server(self._reactor, self._subscribe, route.timeout, patient=True)
         self._timer: Any = None
         self._delay = _FIRST_DELAY
         self._isAnswered = True
+        self._starting = 0
+        self._waiting: list[Deferred[None]] = []  # for it to be decided
         self._closed = False
 
-    async def watch(self, heard: Callable[[Sequence[bytes] | None], None]) -> None:
+    async def start(self) -> None:
         """
-        See L{ISessionStore.watch<twsessions.interfaces.ISessionStore.watch>}.
-        If it fails it is tried again all the same.
+        Listen. If it fails it is tried again all the same.
+
+        @raise StoreUnavailable: it is not in force yet.
         """
-        self._heard = heard
+        self._starting += 1
         try:
             await self._server.up()
         except StoreUnavailable:
             self._later()
             raise
+        finally:
+            self._starting -= 1
+            if not self._starting:
+                waiting, self._waiting = self._waiting, []
+                for one in waiting:
+                    one.callback(None)
+
+    async def decided(self) -> None:
+        """
+        Wait until no L{start} is under way.
+        """
+        if self._starting:
+            waiting: Deferred[None] = Deferred()
+            self._waiting.append(waiting)
+            await waiting
 
     async def close(self) -> None:
         """
@@ -96,16 +119,15 @@ class Hints:
     def _pushed(self, wire: Wire, message: Any) -> None:
         self._isAnswered = True
         if isinstance(message, list) and message[:2] == [b"message", self._channel]:
-            keys = message[2]
-            self._tell([keys[at : at + _KEY] for at in range(0, len(keys), _KEY)])
+            self._tell(message[2])
 
-    def _tell(self, keys: Sequence[bytes] | None) -> None:
-        if self._heard is None or self._closed:
+    def _tell(self, payload: bytes | None) -> None:
+        if self._closed:
             return
         try:
-            self._heard(keys)
+            self._heard(payload)
         except Exception:
-            _log.failure("hearing of sessions that have ended failed")
+            _log.failure("hearing of what was published failed")
 
     def _beat(self, wire: Wire) -> None:
         # A connection that only listens cannot tell silence from death.
@@ -126,7 +148,7 @@ class Hints:
             failure.trap(StoreUnavailable)
             self._later()
 
-        # Some may have been missed.
+        # Something may have been missed.
         self._server.up().addCallbacks(lambda _: self._tell(None), failed)
 
     def _setTimer(self, seconds: float | None, *call: Any) -> None:
