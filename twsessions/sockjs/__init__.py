@@ -6,6 +6,7 @@ to the user's web session where that is wanted.
 from __future__ import annotations
 
 from twsessions.sockjs.connection import SockJSConnection, broadcast
+from twsessions.sockjs.groups import Groups
 from twsessions.sockjs.info import ConnectionInfo
 from twsessions.sockjs.multiplex import Multiplexer
 from twsessions.sockjs.resource import SockJSResource
@@ -13,6 +14,7 @@ from twsessions.sockjs.settings import SockJSSettings
 
 __all__ = [
     "ConnectionInfo",
+    "Groups",
     "Multiplexer",
     "SockJSConnection",
     "SockJSResource",

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
@@ -38,6 +38,7 @@ from twsessions.web.keeper import keeperOf
 __all__ = ["SockJSResource"]
 
 _TEXT = b"text/plain; charset=UTF-8"
+_NOT_FOUND = b"404 Error: Page not found\n"
 _YEAR = 31536000
 _LONGEST = 128  # characters of an id: clients' have eight
 _LONGEST_URI = 4096  # it is kept with the connection
@@ -153,7 +154,7 @@ class SockJSResource(Resource):
                 raise _Answer(414)
             return self._connection(request, path[1], path[2])
         if len(path) == 0 or path == [b""]:
-            _allow(request, b"GET")
+            _allow(request, b"GET", b"HEAD")
             request.setHeader(b"content-type", _TEXT)
             return pages.GREETING
         if len(path) == 1:
@@ -163,32 +164,20 @@ class SockJSResource(Resource):
                 return self._page(request)
             if path[0] == b"websocket":
                 return self._webSocket(request, raw=True)
-        raise _Answer(404, b"404 Error: Page not found\n")
+        raise _Answer(404, _NOT_FOUND)
 
     def _connection(self, request: Any, id: bytes, transport: bytes) -> bytes | int:
         if transport == b"websocket":
             return self._webSocket(request, raw=False)
-        name = id.decode("latin-1")
-        if transport == b"xhr_send":
-            return self._xhrSend(request, name)
-        if transport == b"jsonp_send":
-            return self._jsonpSend(request, name)
-        if transport == b"xhr":
-            return self._xhr(request, name)
-        if transport == b"xhr_streaming":
-            return self._xhrStreaming(request, name)
-        if transport == b"eventsource":
-            return self._eventSource(request, name)
-        if transport == b"htmlfile":
-            return self._htmlFile(request, name)
-        if transport == b"jsonp":
-            return self._jsonp(request, name)
-        raise _Answer(404, b"404 Error: Page not found\n")
+        way = self._ways.get(transport)
+        if way is None:
+            raise _Answer(404, _NOT_FOUND)
+        return way(self, request, id.decode("latin-1"))
 
     # -- pages ----------------------------------------------------------------
 
     def _info(self, request: Any) -> bytes:
-        self._cors(request, b"GET")
+        self._cors(request, b"GET", b"HEAD")
         _uncached(request)
         request.setHeader(b"content-type", b"application/json; charset=UTF-8")
         return pages.info(
@@ -199,7 +188,7 @@ class SockJSResource(Resource):
         )
 
     def _page(self, request: Any) -> bytes:
-        _allow(request, b"GET")
+        _allow(request, b"GET", b"HEAD")
         page, etag = self._iframe
         self._cached(request)
         request.setHeader(b"etag", etag)
@@ -238,7 +227,7 @@ class SockJSResource(Resource):
         What all requests of a transport have in common.
         """
         if transport not in self._enabled:
-            raise _Answer(404, b"404 Error: Page not found\n")
+            raise _Answer(404, _NOT_FOUND)
         self._cors(request, method)
         _uncached(request)
         request.setHeader(b"content-type", type)
@@ -265,8 +254,8 @@ class SockJSResource(Resource):
     def _webSocket(self, request: Any, raw: bool) -> int:
         transport = "rawwebsocket" if raw else "websocket"
         if transport not in self._enabled:
-            raise _Answer(404, b"404 Error: Page not found\n")
-        _allow(request, b"GET", headToo=False)
+            raise _Answer(404, _NOT_FOUND)
+        _allow(request, b"GET")
         if not self._origins.admits(request):
             raise _Answer(403, b"The origin is not allowed\n")
         try:
@@ -294,7 +283,7 @@ class SockJSResource(Resource):
 
     def _xhrSend(self, request: Any, id: str) -> int:
         if not self._enabled & {"xhr", "xhr_streaming", "eventsource", "htmlfile"}:
-            raise _Answer(404, b"404 Error: Page not found\n")
+            raise _Answer(404, _NOT_FOUND)
         self._cors(request, b"POST")
         _uncached(request)
         self._stick(request)
@@ -306,7 +295,7 @@ class SockJSResource(Resource):
 
     def _jsonpSend(self, request: Any, id: str) -> int:
         if "jsonp" not in self._enabled:
-            raise _Answer(404, b"404 Error: Page not found\n")
+            raise _Answer(404, _NOT_FOUND)
         self._cors(request, b"POST")
         _uncached(request)
         self._stick(request)
@@ -357,6 +346,16 @@ class SockJSResource(Resource):
             room.addCallback(respond)
         return NOT_DONE_YET
 
+    _ways: ClassVar[dict[bytes, Callable[[SockJSResource, Any, str], int]]] = {
+        b"xhr": _xhr,
+        b"xhr_send": _xhrSend,
+        b"xhr_streaming": _xhrStreaming,
+        b"eventsource": _eventSource,
+        b"htmlfile": _htmlFile,
+        b"jsonp": _jsonp,
+        b"jsonp_send": _jsonpSend,
+    }
+
     # -- connections ----------------------------------------------------------
 
     def _find(self, request: Any, id: str) -> Driver | None:
@@ -387,7 +386,7 @@ class SockJSResource(Resource):
 
     # -- headers --------------------------------------------------------------
 
-    def _cors(self, request: Any, method: bytes) -> None:
+    def _cors(self, request: Any, *methods: bytes) -> None:
         """
         @raise _Answer: the page may not, or it is a question beforehand.
         """
@@ -396,12 +395,14 @@ class SockJSResource(Resource):
         self._origins.allow(request)
         if request.method == b"OPTIONS":
             headers = request.responseHeaders
-            headers.setRawHeaders(b"access-control-allow-methods", [b"OPTIONS, " + method])
+            headers.setRawHeaders(
+                b"access-control-allow-methods", [b", ".join([b"OPTIONS", *methods])]
+            )
             headers.setRawHeaders(b"access-control-max-age", [b"%d" % _YEAR])
             self._cached(request)
             self._stick(request)
             raise _Answer(204)
-        _allow(request, method, b"OPTIONS")
+        _allow(request, *methods, b"OPTIONS")
 
     def _cached(self, request: Any) -> None:
         request.setHeader(b"cache-control", b"public, max-age=%d" % _YEAR)
@@ -430,10 +431,8 @@ def _say(request: Any, answer: _Answer) -> bytes:
     return answer.text
 
 
-def _allow(request: Any, *methods: bytes, headToo: bool = True) -> None:
-    if request.method not in methods and not (
-        headToo and request.method == b"HEAD" and b"GET" in methods
-    ):
+def _allow(request: Any, *methods: bytes) -> None:
+    if request.method not in methods:
         raise _Answer(405, headers=[(b"allow", b", ".join(methods))])
 
 

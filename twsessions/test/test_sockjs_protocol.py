@@ -280,6 +280,27 @@ async def test_methodNotAllowed(
     assert await answer.body() == b""
 
 
+@deferred
+async def test_head(server: Server) -> None:
+    """
+    As GET, without the body, where GET changes nothing.
+    """
+    echo, client = server.serve("echo", application := recorder()), server.client
+    stream = await client.connect()
+    for path in ("", "/info", "/iframe.html", "/nowhere"):
+        headOnly = await client.ask("HEAD", echo + path, on=stream)
+        answer = await client.ask("GET", echo + path, on=stream)  # what follows is its answer
+        await answer.body()
+        assert headOnly.status == answer.status
+        for name in ("content-type", "cache-control", "etag", "access-control-allow-origin"):
+            assert headOnly[name] == answer[name]
+    for transport in ("xhr", "xhr_streaming", "eventsource", "htmlfile?c=x", "jsonp?c=x"):
+        answer = await client.ask("HEAD", f"{echo}/0/0/{transport}", on=stream)
+        assert answer.status == 405, transport
+    assert (await client.upgrade(f"{echo}/websocket", method="HEAD")).status == 405
+    assert application.heard.isEmpty
+
+
 # The page for iframes.
 
 IFRAME = """<!DOCTYPE html>
