@@ -8,8 +8,10 @@ stores use to apply changes.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
@@ -23,15 +25,17 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from twsessions.core.delta import Birth, Change
 from twsessions.core.record import Record
-from twsessions.errors import SessionError, SessionGone
-from twsessions.interfaces import Ended, ISessionStore, Verdict
+from twsessions.errors import SessionError, SessionGone, StoreUnavailable
+from twsessions.interfaces import EVENTS, ITERATE, PRINCIPALS, Ended, ISessionStore, Verdict
 
-__all__ = ["answer", "machineFor"]
+__all__ = ["Faults", "answer", "machineFor"]
 
 T = TypeVar("T")
 
@@ -116,18 +120,60 @@ class _Heard:
     closed: bool = False  # heard, or dead: never to be seen again
 
 
+class Faults:
+    """
+    What can happen to a store on a server, and how to wait for it.
+    """
+
+    def answer(self, deferred: Deferred[T]) -> T:
+        """
+        Wait for what a Deferred fires with.
+        """
+        raise NotImplementedError
+
+    def cut(self) -> None:
+        """
+        Cut all connections.
+        """
+        raise NotImplementedError
+
+    def cutAfter(self, way: str | None, count: int = 0) -> None:
+        """
+        Cut them when so many bytes more have passed C{"up"} to the server or
+        C{"down"} from it; L{None}: no longer.
+        """
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """
+        Kill the server, and start it again.
+        """
+        raise NotImplementedError
+
+
 def machineFor(
     makeStore: Callable[[Callable[[], float]], ISessionStore],
     reopen: Callable[[ISessionStore, Callable[[], float]], ISessionStore] | None = None,
+    faults: Faults | None = None,
+    keeps: bool = True,
+    scale: int = 1,
 ) -> type[RuleBasedStateMachine]:
     """
-    The machine for a store that answers at once and can do everything. Its
-    C{TestCase} attribute is what test runners want.
+    The machine for a store. Its C{TestCase} attribute is what test runners
+    want. What a store does not declare it is not asked for.
 
     @param makeStore: is given a clock, and returns a store on an empty place.
     @param reopen: is given a store that has been closed and the clock, and
         returns another on its place.
+    @param faults: for a store on a server; others answer at once.
+    @param keeps: whether the server's death loses nothing.
+    @param scale: of the store's seconds in one of the machine's. A server's own
+        time goes on while it is asked: with a thousand that does not show, and
+        the clock that C{makeStore} is given is what to add to it.
     """
+
+    def long(seconds: float | None) -> float | None:
+        return None if seconds is None else seconds * scale
 
     class StoreMachine(RuleBasedStateMachine):
         # Keys are never taken back: whoever draws one may hold a stale one.
@@ -142,12 +188,39 @@ def machineFor(
             self.allKeys: list[bytes] = []
             self.heard: dict[bytes, _Heard] = {}
             self.deadlines: dict[bytes, float] = {}
+            self.restarts = 0
+            self.began = time.time()
             self.store = makeStore(self.time)
 
         def time(self) -> float:
-            return self.now
+            return self.now if scale == 1 else (self.now - _START) * scale
 
         # Help
+
+        def can(self, *capabilities: str) -> bool:
+            return self.store.capabilities.issuperset(capabilities)
+
+        def ours(self, when: float) -> float:
+            """
+            A time of the store's, by the machine's clock.
+            """
+            if scale == 1 or when == math.inf:
+                return when
+            return _START + round((when - self.began) / scale)
+
+        def ask(self, operation: Callable[[], Deferred[T]]) -> T:
+            """
+            Do something, again if the connection was lost meanwhile.
+            """
+            if faults is None:
+                return answer(operation())
+            for _ in range(200):
+                try:
+                    return faults.answer(operation())
+                except StoreUnavailable:
+                    faults.cutAfter(None)
+                    faults.answer(deferLater(reactor, 0.02, lambda: None))
+            raise AssertionError("the store does not recover")
 
         def living(self, key: bytes) -> _Session | None:
             session = self.byKey.get(key)
@@ -162,7 +235,7 @@ def machineFor(
             return key
 
         def commit(self, change: Change) -> Record | SessionError:
-            (outcome,) = answer(self.store.commit([change]))
+            (outcome,) = self.ask(lambda: self.store.commit([change]))
             return outcome
 
         def changed(self, change: Change) -> _Session | None:
@@ -183,7 +256,8 @@ def machineFor(
 
         @initialize(target=keys, births=st.lists(_births, min_size=2, max_size=3))
         def begin(self, births: list[dict[str, Any]]) -> Any:
-            answer(self.store.listen())
+            if self.can(EVENTS):
+                self.ask(lambda: self.store.listen())
             # Otherwise most examples are over before they have a session.
             return multiple(*(self.born(**birth) for birth in births))
 
@@ -200,9 +274,9 @@ def machineFor(
             fields: dict[str, bytes],
         ) -> bytes:
             key = self.newKey()
-            birth = Birth(b"%016d" % next(self.numbers), ago=ago, absolute=absolute)
+            birth = Birth(b"%016d" % next(self.numbers), ago=ago * scale, absolute=long(absolute))
             change = Change(
-                key, self.token(), birth, set=dict(fields), idle=idle, principal=principal
+                key, self.token(), birth, set=dict(fields), idle=long(idle), principal=principal
             )
             outcome = self.commit(change)
             assert isinstance(outcome, Record), f"refused: {outcome!r}"
@@ -228,14 +302,14 @@ def machineFor(
 
         @rule(key=keys, ago=st.integers(0, 90))
         def use(self, key: bytes, ago: int) -> None:
-            session = self.changed(Change(key, self.token(), usedAgo=ago, uses=1))
+            session = self.changed(Change(key, self.token(), usedAgo=ago * scale, uses=1))
             if session is not None:
                 session.uses += 1
                 session.touched = max(session.touched, int(self.now) - ago)
 
         @rule(key=keys, idle=st.none() | _seconds)
         def setTimeout(self, key: bytes, idle: int | None) -> None:
-            session = self.changed(Change(key, self.token(), idle=idle, ownIdle=True))
+            session = self.changed(Change(key, self.token(), idle=long(idle), ownIdle=True))
             if session is not None:
                 session.idle = idle
                 self.deadlines.pop(session.handle, None)  # it may be earlier now
@@ -290,16 +364,18 @@ def machineFor(
             self.now += seconds
 
         @rule(limit=st.integers(1, 3))
+        @precondition(lambda self: self.can(EVENTS))
         def sweep(self, limit: int) -> None:
-            swept = answer(self.store.sweep(limit))
+            swept = self.ask(lambda: self.store.sweep(limit))
             assert swept.ended <= limit
             if not swept.more:
                 pending = [one.deadline for one in self.byKey.values()]
                 first = min((one for one in pending if one > self.now), default=math.inf)
-                wait = math.inf if swept.wait is None else swept.wait
+                wait = math.inf if swept.wait is None else swept.wait / scale
                 assert 0 < wait <= first - self.now, f"oversleeps {first}: {swept!r}"
 
         @rule(limit=st.integers(1, 3), lease=_seconds)
+        @precondition(lambda self: self.can(EVENTS))
         def claim(self, limit: int, lease: int) -> None:
             self.claimed(limit, lease)
 
@@ -307,7 +383,7 @@ def machineFor(
             """
             Claim, and see that each end is one that may be claimed now.
             """
-            claimed = answer(self.store.claim(limit, lease))
+            claimed = self.ask(lambda: self.store.claim(limit, lease * scale))
             assert len(claimed) <= limit
             for end in claimed:
                 (session,) = [one for one in self.sessions if one.handle == end.id]
@@ -336,8 +412,8 @@ def machineFor(
             known = [one for one in self.heard.values() if not one.held or one.until > self.now]
             if known:
                 one = data.draw(st.sampled_from(known))
-                verdict = Verdict(one.end.id, one.end.claim, retryIn, dead)
-                assert answer(self.store.settle([verdict])) == [one.held]
+                verdict = Verdict(one.end.id, one.end.claim, long(retryIn), dead)
+                assert self.ask(lambda: self.store.settle([verdict])) == [one.held]
                 if one.held:
                     one.held = False
                     one.closed = dead or retryIn is None
@@ -347,66 +423,111 @@ def machineFor(
         @precondition(lambda self: self.heard)
         def settleAnothers(self, data: st.DataObject) -> None:
             id_ = data.draw(st.sampled_from(sorted(self.heard)))
-            assert answer(self.store.settle([Verdict(id_, b"not its claim")])) == [False]
+            assert self.ask(lambda: self.store.settle([Verdict(id_, b"not its claim")])) == [False]
 
         @rule()
         @precondition(lambda self: reopen is not None)
         def restart(self) -> None:
             assert reopen is not None
-            answer(self.store.close())
+            self.ask(self.store.close)
             self.store = reopen(self.store, self.time)
+            if self.can(EVENTS):
+                self.ask(lambda: self.store.listen())
+
+        # Faults
+
+        @rule()
+        @precondition(lambda self: faults is not None)
+        def loseConnections(self) -> None:
+            assert faults is not None
+            faults.cut()
+
+        @rule(
+            key=keys,
+            name=_names,
+            value=_values,
+            way=st.sampled_from(["up", "down"]),
+            size=st.integers(0, 200),
+        )
+        @precondition(lambda self: faults is not None)
+        def writeThroughACut(
+            self, key: bytes, name: str, value: bytes, way: str, size: int
+        ) -> None:
+            """
+            The connection goes somewhere in a commit, which is sent again: it
+            may have been done, and is not done twice.
+            """
+            assert faults is not None
+            faults.cutAfter(way, size)
+            self.write(key, name, value)
+            faults.cutAfter(None)
+
+        @rule()
+        @precondition(lambda self: faults is not None and keeps and self.restarts < 1)
+        def restartServer(self) -> None:
+            assert faults is not None
+            self.restarts += 1
+            faults.restart()
 
         # What always holds
 
         @invariant()
         def loadsAsInTheModel(self) -> None:
-            records = answer(self.store.load(self.allKeys))
+            records = self.ask(lambda: self.store.load(self.allKeys))
             for key, record in zip(self.allKeys, records, strict=True):
                 session = self.living(key)
                 if session is None or record is None:
                     assert session is None and record is None, f"{session!r}, but {record!r}"
                     continue
                 assert dict(record.fields) == session.fields
-                for name in ("key", "created", "touched", "idle", "absolute", "principal",
-                             "version", "uses", "epoch", "deadline"):  # fmt: skip
+                for name in "key", "principal", "version", "uses", "epoch":
                     assert getattr(record, name) == getattr(session, name), name
+                for name in "idle", "absolute":
+                    assert getattr(record, name) == long(getattr(session, name)), name
+                for name in "created", "touched", "deadline":
+                    assert self.ours(getattr(record, name)) == getattr(session, name), name
                 assert record.deadline >= self.deadlines.get(session.handle, -math.inf)
                 self.deadlines[session.handle] = record.deadline
 
         @invariant()
         def indexesAreTheLiving(self) -> None:
             living = [one for one in self.sessions if self.living(one.key) is one]
-            for principal in ("ann", "bob"):
-                records = answer(self.store.sessionsOf(principal))
+            for principal in ("ann", "bob") if self.can(PRINCIPALS) else ():
+                records = self.ask(partial(self.store.sessionsOf, principal))
                 assert [one.created for one in records] == sorted(one.created for one in records)
                 assert {one.key for one in records} == {
                     one.key for one in living if one.principal == principal
                 }, "the index of principals"
-            for session in self.sessions:
-                found = answer(self.store.withHandle(session.handle))
+            for session in self.sessions if self.can(PRINCIPALS) else ():
+                found = self.ask(partial(self.store.withHandle, session.handle))
                 assert (found and found.key) == (session.key if session in living else None)
+            if not self.can(ITERATE):
+                return
             walked: list[bytes] = []
-            while page := answer(self.store.iterate(walked[-1] if walked else None, 3)):
-                walked += [one.key for one in page]
+            page = partial(self.store.iterate, limit=3)
+            while records := self.ask(partial(page, walked[-1] if walked else None)):
+                walked += [one.key for one in records]
             assert walked == sorted(one.key for one in living)
 
         def teardown(self) -> None:
             try:
-                self.everyEndIsHeard()
+                if self.can(EVENTS):
+                    self.everyEndIsHeard()
             finally:
-                answer(self.store.close())
+                self.ask(self.store.close)
 
         def everyEndIsHeard(self) -> None:
             if not self.sessions:
                 return
-            while answer(self.store.sweep(10)).more:
+            while self.ask(lambda: self.store.sweep(10)).more:
                 pass
             self.now += 1000  # past all leases, and later than some deadlines: swept no more
             over = {
                 one.handle for one in self.sessions if one.ended or one.deadline <= self.now - 1000
             }
             while claimed := self.claimed(3, 50):
-                answer(self.store.settle([Verdict(end.id, end.claim) for end in claimed]))
+                verdicts = [Verdict(end.id, end.claim) for end in claimed]
+                self.ask(partial(self.store.settle, verdicts))
             assert set(self.heard) == over, "the ledger of what was heard is that of the ends"
 
     return StoreMachine
