@@ -82,9 +82,10 @@ $(VENV)-lint/$(STAMP): $(PREREQUISITES)
 # "twisted >= 1.2" in setup.cfg becomes "twisted == 1.2".
 build/lowest.txt: setup.cfg
 	@mkdir -p $(@D)
-	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("setup.cfg"); \
-	lines = c["options"]["install_requires"].split("\n"); \
-	print("\n".join(line.replace(">=", "==") for line in lines if ">=" in line))' >$@.new
+	$(PYTHON) -c 'import configparser, re; c = configparser.ConfigParser(); c.read("setup.cfg"); \
+	lines = [c["options"]["install_requires"], *c["options.extras_require"].values()]; \
+	print(*sorted({re.sub(r"\[.*\]", "", line).replace(">=", "==") \
+	for line in "\n".join(lines).split("\n") if ">=" in line and ";" not in line}), sep="\n")' >$@.new
 	mv $@.new $@
 
 clean:
