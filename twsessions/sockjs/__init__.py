@@ -5,6 +5,13 @@ to the user's web session where that is wanted.
 
 from __future__ import annotations
 
+try:
+    import wsproto  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "twsessions.sockjs needs wsproto: pip install 'twsessions[sockjs]'"
+    ) from error
+
 from twsessions.sockjs.connection import SockJSConnection, broadcast
 from twsessions.sockjs.groups import Groups
 from twsessions.sockjs.info import ConnectionInfo

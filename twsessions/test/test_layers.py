@@ -299,3 +299,19 @@ def test_kleinIsALeaf(module: Module) -> None:
     Nothing imports a module named C{klein}: that would bring a reactor along.
     """
     assert not [found for found, _ in ours(module) if "klein" in found.target.split(".")]
+
+
+def test_whatIsMissingIsNamed() -> None:
+    """
+    Without wsproto there is no SockJS, and it says what to install.
+    """
+    run(
+        "import sys\n"
+        "sys.modules['wsproto'] = None\n"
+        "try:\n"
+        "    import twsessions.sockjs\n"
+        "except ImportError as error:\n"
+        "    assert \"pip install 'twsessions[sockjs]'\" in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError('it was imported')\n"
+    )
