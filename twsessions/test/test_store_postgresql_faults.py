@@ -36,7 +36,7 @@ try:
 except ModuleNotFoundError:
     psycopg = None
 
-TIMEOUT = 0.5
+TIMEOUT = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +137,17 @@ async def recovered(store: Any, key: bytes) -> Any:
     """
     Wait until a store works again, without anything being done to it.
     """
+    return await patiently(lambda: fields(store, key))
+
+
+async def patiently(ask: Callable[[], Any]) -> Any:
+    """
+    Ask again until there is an answer.
+    """
     end = time.monotonic() + 15.0
     while time.monotonic() < end:
         try:
-            return await fields(store, key)
+            return await ask()
         except StoreUnavailable:
             await deferLater(reactor, 0.02, lambda: None)
     raise AssertionError("it does not come back")
@@ -289,7 +296,7 @@ async def test_cutAtEveryByteOfACommit(place: Place) -> None:
         attempt = change(key, set={"da": value, "db": value}, uses=1)
         if store._writer._wire is None:
             await recovered(store, key)
-            await store.listen()  # that the connection for writing is there
+            await patiently(store.listen)  # that the connection for writing is there
         proxy.allowance = allowance
         outcome: Any
         try:
