@@ -418,9 +418,12 @@ class Cluster(Route):
 
     async def _refresh(self, deadline: float) -> None:
         question = command("CLUSTER", "SLOTS")
-        for address in self._known():
-            # One that hangs must not take the time of all.
-            limit = min(deadline, self.reactor.seconds() + self.timeout / 3)
+        known = self._known()
+        for address in known:
+            # One that hangs must not take the time of all; the last may take what is left.
+            limit = deadline
+            if address is not known[-1]:
+                limit = min(deadline, self.reactor.seconds() + self.timeout / 3)
             try:
                 (reply,) = await self._serverAt(address).ask(question, 1, limit)
                 self._learn(reply, address)
