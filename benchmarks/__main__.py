@@ -93,7 +93,9 @@ def main() -> None:
     text = harness.table(goals, options.scale, options.rounds)
     print(text)
     if not options.only:
-        command = "make bench" if not options.quick else "python -m benchmarks --quick"
+        command = "python -m benchmarks " + (
+            "--quick" if options.quick else f"--rounds {options.rounds}"
+        )
         harness.write(text, command, options.scale, options.rounds)
 
 
