@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import greenlet
 import pytest
 import pytest_twisted
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -35,6 +35,7 @@ from twsessions.test.storemachine import Faults, machineFor
 T = TypeVar("T")
 SETTINGS = settings(
     max_examples=20,
+    phases=[Phase.generate],  # to make a failure small takes minutes with a real server
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
