@@ -15,7 +15,7 @@ from collections.abc import (
     ValuesView,
 )
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from twsessions.core.codec import decode, encode
 from twsessions.errors import CorruptRecord, SessionTooLarge
@@ -24,6 +24,7 @@ __all__ = ["Data", "View", "withoutPrefix"]
 
 _EXACT: Final = 2  # the last format of marshal that does not depend on who else has an object
 _EMPTY: Final[Mapping[str, bytes]] = MappingProxyType({})
+_NO_KEYS: Final[frozenset[str]] = frozenset()
 _ABSENT: Final = object()
 # Takes the place of the decoded value of bytes that cannot be decoded.
 _CORRUPT: Final = object()
@@ -111,6 +112,7 @@ class Data(_Readable):
     __slots__ = (
         "_assigned",
         "_base",
+        "_changing",
         "_describe",
         "_known",
         "_maximum",
@@ -125,6 +127,8 @@ class Data(_Readable):
     _assigned: dict[str, bytes | None] | None
     # The live objects: everything read so far, and everything assigned.
     _read: dict[str, object] | None
+    # Those of them that can change in place: they have to be looked at.
+    _changing: dict[str, Any]
     # What a value that can change was last encoded to, with a dump that is ten
     # times faster to make and the same as long as the value is.
     _known: dict[str, tuple[bytes, bytes]]
@@ -149,6 +153,7 @@ class Data(_Readable):
         self._base = encoded
         self._assigned = None
         self._read = None
+        self._changing = {}
         self._known = {}
         self._offered = None
         self._maximum = maxValueBytes
@@ -183,6 +188,7 @@ class Data(_Readable):
                 self._onCorrupt(key, error)
             raise KeyError(key) from None
         if _canChange(value):
+            self._changing[key] = value
             self._note(key, value, encoded)
         return value
 
@@ -233,6 +239,10 @@ class Data(_Readable):
             self._read = {}
         self._assigned[key] = encoded
         self._read[key] = value
+        if _canChange(value):
+            self._changing[key] = value
+        else:
+            self._changing.pop(key, None)
 
     def __delitem__(self, key: str) -> None:
         if key not in self:
@@ -241,8 +251,12 @@ class Data(_Readable):
             self._assigned = {}
         # Also of a key that is not in the base: it may be on its way there.
         self._assigned[key] = None
+        self._forget(key)
+
+    def _forget(self, key: str) -> None:
         if self._read is not None:
             self._read.pop(key, None)
+        self._changing.pop(key, None)
 
     def __contains__(self, key: object) -> bool:
         if self._assigned is not None and key in self._assigned:
@@ -278,10 +292,11 @@ class Data(_Readable):
         if self._base or self._assigned:
             self._assigned = dict.fromkeys([*self._base, *(self._assigned or ())])
         self._read = None
+        self._changing = {}
 
     # What has changed
 
-    def _touched(self, lenient: bool = False) -> Iterator[tuple[str, bytes | None]]:
+    def _touched(self, lenient: bool = False) -> dict[str, bytes | None]:
         """
         The present bytes of all that may differ from the base; C{None} for
         what is removed.
@@ -289,18 +304,32 @@ class Data(_Readable):
         @param lenient: give empty bytes, which are no value's, for a value
             that can no longer be encoded, rather than raise.
         """
-        read = self._read or {}
-        for key, encoded in (self._assigned or {}).items():
-            if encoded is None or not _canChange(read[key]):
-                yield key, encoded
-        for key, value in read.items():
-            if _canChange(value):
-                try:
-                    yield key, self._encode(key, value)
-                except TypeError as error:
-                    if not lenient:
-                        raise TypeError(f"{self._describe(key)}: {error}") from None
-                    yield key, b""
+        touched = dict(self._assigned or ())
+        for key, value in self._changing.items():
+            try:
+                touched[key] = self._encode(key, value)
+            except TypeError as error:
+                if not lenient:
+                    raise TypeError(f"{self._describe(key)}: {error}") from None
+                touched[key] = b""
+        return touched
+
+    @property
+    def isUntouched(self) -> bool:
+        """
+        Whether it can be seen at a glance that there is nothing to store.
+        """
+        if self._assigned:
+            return False
+        base, known = self._base, self._known
+        try:
+            for key, value in self._changing.items():
+                dumped, encoded = known[key]
+                if marshal.dumps(value, _EXACT) != dumped or encoded != base.get(key):
+                    return False
+        except (KeyError, ValueError):
+            return False  # a type that marshal does not have
+        return True
 
     def changes(self) -> tuple[dict[str, bytes], frozenset[str]]:
         """
@@ -309,25 +338,27 @@ class Data(_Readable):
         @return: the bytes of each key to set, and the keys to remove.
         @raise TypeError: a value was changed into one that cannot be stored.
         """
-        if not self._assigned and not self._read:
-            return {}, frozenset()
-        base = self._base
-        changed = {key: encoded for key, encoded in self._touched() if encoded != base.get(key)}
+        if self.isUntouched:
+            self._offered = None
+            return {}, _NO_KEYS
+        base, touched = self._base, self._touched()
+        changed = {key: encoded for key, encoded in touched.items() if encoded != base.get(key)}
         self._offered = changed or None
-        return (
-            {key: encoded for key, encoded in changed.items() if encoded is not None},
-            frozenset(key for key, encoded in changed.items() if encoded is None),
-        )
+        removed = frozenset([key for key, encoded in changed.items() if encoded is None])
+        if removed:
+            changed = {key: encoded for key, encoded in changed.items() if encoded is not None}
+        return cast("dict[str, bytes]", changed), removed
 
     @property
     def isDirty(self) -> bool:
         """
         Whether there is anything to store.
         """
-        if not self._assigned and not self._read:
+        if self.isUntouched:
             return False
         base = self._base
-        return any(encoded != base.get(key) for key, encoded in self._touched(lenient=True))
+        touched = self._touched(lenient=True)
+        return any(encoded != base.get(key) for key, encoded in touched.items())
 
     def accept(self, set: Mapping[str, bytes], removed: Iterable[str]) -> None:
         """
@@ -339,8 +370,7 @@ class Data(_Readable):
         """
         base = dict(self._base)
         stored: dict[str, bytes | None] = {**set, **dict.fromkeys(removed)}
-        assigned = self._assigned or {}
-        read = self._read or {}
+        assigned, changing = self._assigned or {}, self._changing
         for key, encoded in stored.items():
             if encoded is None:
                 base.pop(key, None)
@@ -348,9 +378,9 @@ class Data(_Readable):
                 base[key] = encoded
             if key not in assigned:
                 # Read, and perhaps changed in place: else it is out of date.
-                if encoded is None or not _canChange(read.get(key)):
-                    read.pop(key, None)
-            elif assigned[key] == encoded or (encoded is not None and _canChange(read.get(key))):
+                if encoded is None or key not in changing:
+                    self._forget(key)
+            elif assigned[key] == encoded or (encoded is not None and key in changing):
                 del assigned[key]
         self._base = base
         self._offered = None
@@ -372,7 +402,7 @@ class Data(_Readable):
             # Over what is being stored, undoing a change is a change too.
             self._assigned = kept = {
                 key: present
-                for key, present in self._touched(lenient=True)
+                for key, present in self._touched(lenient=True).items()
                 if present != base.get(key) or present != offered.get(key, present)
             }
             self._read = read and {
@@ -380,16 +410,17 @@ class Data(_Readable):
                 for key, value in read.items()
                 if key in kept or encoded.get(key) == base.get(key)
             }
+            left = self._read or {}
+            self._changing = {key: value for key, value in self._changing.items() if key in left}
 
     def revert(self) -> None:
         """
         Forget all that was changed here.
         """
-        base, read = self._base, self._read
-        if read:
-            for key, encoded in list(self._touched(lenient=True)):
-                if encoded != base.get(key):
-                    read.pop(key, None)
+        base = self._base
+        for key, encoded in self._touched(lenient=True).items():
+            if encoded != base.get(key):
+                self._forget(key)
         self._assigned = self._offered = None
 
     def release(self) -> None:
@@ -403,18 +434,31 @@ class Data(_Readable):
             raise RuntimeError("there are changes to store")
         corrupt = {key: value for key, value in (self._read or {}).items() if value is _CORRUPT}
         self._read = corrupt or None
+        self._changing = {}
         self._known = {}
         self._assigned = self._offered = None
 
     # How large it is
 
     def _sizes(self) -> dict[str, int]:
-        present: dict[str, bytes | None] = {**self._base, **dict(self._touched())}
+        present: dict[str, bytes | None] = {**self._base, **self._touched()}
         return {
             key: len(key.encode()) + len(encoded)
             for key, encoded in present.items()
             if encoded is not None
         }
+
+    def isOver(self, limit: int, set: Mapping[str, bytes]) -> bool:
+        """
+        Whether the L{encodedSize} is more than C{limit}.
+
+        @param set: what L{changes} gave.
+        """
+        # Nearly always it is far below, and then a rough sum will do.
+        most = 0
+        for part in (self._base, set):
+            most += 4 * sum(map(len, part)) + sum(map(len, part.values()))
+        return most > limit and self.encodedSize() > limit
 
     def encodedSize(self) -> int:
         """

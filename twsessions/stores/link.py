@@ -35,11 +35,19 @@ class _Call:
 
     __slots__ = ("deferred", "item", "lane", "made")
 
-    def __init__(self, made: float, lane: _Lane | None, item: object) -> None:
+    def __init__(
+        self,
+        made: float,
+        lane: _Lane | None,
+        item: object,
+        cancelled: Callable[[_Call], None] | None = None,
+    ) -> None:
         self.made = made
         self.lane = lane
         self.item = item
-        self.deferred: Deferred[Any] = Deferred()
+        self.deferred: Deferred[Any] = (
+            Deferred() if cancelled is None else Deferred(lambda _: cancelled(self))
+        )
 
 
 class _Handed:
@@ -175,8 +183,7 @@ class StoreLink:
         refusal = self._refusal()
         if refusal is not None:
             return fail(refusal)
-        call = _Call(self._reactor.seconds(), self._loadLane, key)
-        call.deferred = Deferred(lambda _: self._cancelled(call))
+        call = _Call(self._reactor.seconds(), self._loadLane, key, self._cancelled)
         return self._gather(self._loadLane, call)
 
     def commit(self, change: Change) -> Deferred[Record]:
@@ -412,6 +419,9 @@ class StoreLink:
             self._leave(lane)
         return call.deferred
 
+    def _cancelled(self, call: _Call) -> None:
+        self._forget(call)
+
     def _forget(self, call: _Call) -> bool:
         # True if it was still waiting. What has not left does not leave any more.
         if not self._due.pop(call, False):
@@ -424,9 +434,6 @@ class StoreLink:
             if not waiting:
                 del gathered[call.item]
         return True
-
-    def _cancelled(self, call: _Call) -> None:
-        self._forget(call)
 
     def _leave(self, lane: _Lane) -> None:
         if lane.isLeaving:
@@ -460,9 +467,12 @@ class StoreLink:
             self._failed()
         else:
             self._worked()
+        due, decided = self._due, self._outcomes
         for waiting, outcome in zip(trip.calls, outcomes, strict=True):
             for call in waiting:
-                self._decide(call, outcome)
+                if due.pop(call, False):  # as _decide; they have left their lane
+                    self._waiting -= 1
+                    decided.append((call.deferred, outcome))
         self._returned(trip)
 
     def _broke(self, failure: Failure, trip: _Trip) -> None:

@@ -379,15 +379,11 @@ class StoreKeeper(Keeper):
             return succeed(live)  # made here, its first commit under way
         key = keyOf(uid) if live is None or live._record is None else live._record.key
         self._loading += 1
-        return (
-            self.link.load(key)
-            .addBoth(self._loaded)
-            .addCallback(lambda record: self._attach(uid, record))
-        )
+        return self.link.load(key).addBoth(self._loaded, uid)
 
-    def _loaded(self, result: Any) -> Any:
+    def _loaded(self, result: Any, uid: bytes) -> Any:
         self._loading -= 1
-        return result
+        return result if isinstance(result, Failure) else self._attach(uid, result)
 
     def _attach(self, uid: bytes, record: Record | None) -> Session | None:
         live = self.sessions.get(uid) or self._moving.get(uid)
@@ -424,7 +420,7 @@ class StoreKeeper(Keeper):
         return moved
 
     def _isBusy(self, session: Session) -> bool:
-        return session._rare is not None and session._rare.commit is not None
+        return session._rare is not None and session._rare.isCommitting
 
     # -- use ------------------------------------------------------------------
 
@@ -597,28 +593,44 @@ class StoreKeeper(Keeper):
 
     # -- committing -----------------------------------------------------------
 
-    def needsCommit(self, session: Session) -> bool:
+    def isStored(self, session: Session) -> bool:
         """
-        Whether a response has to wait for something of this session.
+        Whether it can be seen at a glance, as most often, that L{store} would
+        find nothing to do.
         """
+        if session._ended is not None or self._isBusy(session) or not session._isUntouched():
+            return False
+        return self.local if session._record is None else not self._isTouchDue(session)
+
+    def store(self, session: Session) -> Deferred[None] | None:
+        """
+        Store what the client of a response will take for stored: what was
+        changed, and that the session was used.
+
+        @return: as L{commit}, or L{None} if there is nothing to wait for.
+        """
+        rare = session._rare
         if session._ended is not None:
             # Known by the store, it may still be calling back: one of the
             # callbacks may be what finishes this response.
-            rare = session._rare
-            return rare is None or not rare.forgotten
-        record = session._record
-        if session._hasChanges() or (session._rare is not None and session._rare.commit):
-            return True
-        if record is None:
+            if rare is not None and rare.forgotten:
+                return None
+            return self.commit(session)
+        if rare is not None and rare.isCommitting:
+            return self.commit(session)
+        if session._record is None:
             # An empty session on a store in memory is stored when it is not
             # empty any more: nothing but this process could find it there.
-            return self.settings.createOn == "access" and not self.local
-        return False
+            isWanted = self.settings.createOn == "access" and not self.local
+            if not isWanted and not session._hasChanges():
+                return None
+        stored = self._commit(session)
+        if stored is None and session._ended is None and self._isTouchDue(session):
+            return self.touchNow(session)
+        return stored
 
-    def touchDue(self, session: Session) -> bool:
-        """
-        Whether this use is worth a write of its own.
-        """
+    def _isTouchDue(self, session: Session) -> bool:
+        # Whether this use is worth a write of its own.
         record = session._record
         return record is not None and touchIsDue(
             session.lastModified, record.touched, session._idle()
@@ -632,20 +644,28 @@ class StoreKeeper(Keeper):
                 return succeed(None)
             return self.end(session, session._ended)
         rare = session._rare
-        if rare is not None and rare.commit is not None:
+        if rare is not None and rare.isCommitting:
             # What is under way may lack what was changed since.
             waiter: Deferred[None] = Deferred()
             rare.waiting.append(waiter)
             return waiter.addCallback(
                 lambda _: self.commit(session) if session._hasChanges() else None
             )
-        if session._record is not None and not session._hasChanges():
-            return succeed(None)
+        return self._commit(session) or succeed(None)
+
+    def _commit(self, session: Session) -> Deferred[None] | None:
+        """
+        L{commit} a session that is alive and of which no commit is under way.
+
+        @return: L{None} if it is stored.
+        """
         try:
-            change = session._change(self._token(), self.seconds())
+            change = session._change(self._token, self.seconds())
         except (TypeError, SessionTooLarge):
             self._drop(session)
             return fail()
+        if change is None:
+            return None
         if session.uid not in self.sessions:
             self._enliven(session)  # made with createOn="write"
         self._touches.pop(session, None)
@@ -661,28 +681,17 @@ class StoreKeeper(Keeper):
             self._arrived(session)
             if not session._users:
                 self._rest(session)
-            return succeed(None)
+            return None
         return self._send(session, change)
 
     def _send(self, session: Session, change: Change) -> Deferred[None]:
         self._awaken()
-        rare = session._more()
-        rare.commit = self.link.commit(change).addCallbacks(
-            lambda record: self._sent(session, change, record)
-        )
         result: Deferred[None] = Deferred()
-        rare.commit.addCallbacks(
-            lambda _: self._arrived(session),
-            lambda failure: self._refused(session, failure),
-        ).addBoth(lambda outcome: self._committed(session, outcome, result))
+        rare = session._more()
+        rare.isCommitting = True
+        stored: Deferred[Any] = self.link.commit(change)
+        stored.addBoth(self._committed, session, change, result)
         return result
-
-    def _refused(self, session: Session, failure: Failure) -> Failure:
-        if failure.check(SessionGone) and not session._isPinned():
-            self.lost(session)
-        elif not failure.check(Conflict):
-            self._drop(session)
-        return failure
 
     async def take(self, session: Session, name: str) -> bytes | None:
         """
@@ -709,16 +718,32 @@ class StoreKeeper(Keeper):
             return None
         return encoded
 
-    def _committed(self, session: Session, outcome: object, result: Deferred[None]) -> None:
+    def _committed(
+        self, outcome: Record | Failure, session: Session, change: Change, result: Deferred[None]
+    ) -> None:
+        failure: Failure | None = None
+        if isinstance(outcome, Failure):
+            failure = outcome
+        else:
+            try:
+                self._sent(session, change, outcome)
+                self._arrived(session)
+            except Exception:  # of a component, perhaps
+                failure = Failure()
+        if failure is not None:
+            if failure.check(SessionGone) and not session._isPinned():
+                self.lost(session)
+            elif not failure.check(Conflict):
+                self._drop(session)
         rare = session._more()
-        rare.commit = None
+        rare.isCommitting = False
         waiting, rare.waiting = rare.waiting, []
         for waiter in (result, *waiting):
-            if isinstance(outcome, Failure):
-                waiter.errback(outcome)
-            else:
+            if failure is None:
                 waiter.callback(None)
-        if isinstance(outcome, Failure) and outcome.check(SessionGone):
+            else:
+                waiter.errback(failure)
+        if failure is not None and failure.check(SessionGone):
             self._missing(session)
         self.unused(session)
 
@@ -760,6 +785,8 @@ class StoreKeeper(Keeper):
         return new
 
     def _arrived(self, session: Session) -> None:
+        if not self._moving:
+            return
         for old in [uid for uid, moving in self._moving.items() if moving is session]:
             if session._rare is None or not session._rare.rotated:
                 del self._moving[old]
@@ -869,7 +896,7 @@ class StoreKeeper(Keeper):
             if rare is not None and rare.forgotten:
                 return succeed(None)  # from a callback, or later
             wasLive = True
-        if rare is not None and rare.commit is not None:
+        if rare is not None and rare.isCommitting:
             again: Deferred[None] = Deferred()
             rare.waiting.append(again)
             # Whether the commit under way succeeds or not, the end follows.
@@ -887,12 +914,13 @@ class StoreKeeper(Keeper):
             return succeed(None)
         now = self.seconds()
         try:
-            change = session._change(self._token(), now)
+            change = session._change(self._token, now, whole=True)
         except (TypeError, SessionTooLarge):
             # It ends all the same, with what is stored already.
             if session._data is not None:
                 session._data.revert()
-            change = session._change(self._token(), now)
+            change = session._change(self._token, now, whole=True)
+        assert change is not None
         change.newKey = None
         change.end = reason
         if self.local:

@@ -282,6 +282,7 @@ class Exchange:
     """
 
     # Few requests need more than the first four: the rest is set when it is.
+    _sent: tuple[Sent, Sent] | None = None  # what cookies there are: for plain, for secure
     _loaded: dict[bytes, Session | None] | None = None
     _outage: Failure | None = None
     _held: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
@@ -322,26 +323,26 @@ class Exchange:
         """
         Ask the store for every session that a cookie names.
         """
-        keeper = self.keeper
-        uids: list[bytes] = []
-        for secure in (False, True):
-            uids.extend(self.policy.candidates(lines, secure).uids)
+        policy = self.owner.cookie
+        self._sent = sent = (policy.candidates(lines, False), policy.candidates(lines, True))
+        uids = sent[0].uids + sent[1].uids
         if not uids:
             return None
-        self._loaded = loaded = {}
-        waits = []
-        for uid in dict.fromkeys(uids):
-
-            def arrived(session: Session | None, uid: bytes = uid) -> None:
-                if session is not None:
-                    session._users += 1  # until this request has said if it wants it
-                    if self.request._disconnected:
-                        keeper.release(session)
-                        return
-                loaded[uid] = session
-
-            waits.append(keeper.load(uid).addCallbacks(arrived, self._away))
+        self._loaded = {}
+        waits = [
+            self.keeper.load(uid).addCallbacks(self._arrived, self._away, (uid,))
+            for uid in dict.fromkeys(uids)
+        ]
         return DeferredList(waits) if len(waits) > 1 else waits[0]
+
+    def _arrived(self, session: Session | None, uid: bytes) -> None:
+        if session is not None:
+            session._users += 1  # until this request has said if it wants it
+            if self._loaded is None:  # it is over
+                self.keeper.release(session)
+                return
+        if self._loaded is not None:
+            self._loaded[uid] = session
 
     def _away(self, failure: Failure) -> None:
         if failure.check(StoreUnavailable) is None:
@@ -434,11 +435,14 @@ class Exchange:
             session._users -= 1
 
     def _find(self, slot: _Slot, secure: bool) -> Session | None:
-        lines = self.request.requestHeaders.getRawHeaders(b"cookie")
-        if lines is None:
-            slot.sent = NOTHING
-            return None
-        sent = self.owner.cookie.candidates(lines, secure)
+        if self._sent is not None:
+            sent = self._sent[secure]
+        else:
+            lines = self.request.requestHeaders.getRawHeaders(b"cookie")
+            if lines is None:
+                slot.sent = NOTHING
+                return None
+            sent = self.owner.cookie.candidates(lines, secure)
         if sent.uids and self._outage is not None:
             # Each time it is asked for; the cookie is left as it is.
             raise StoreUnavailable("the session could not be loaded") from self._outage.value
@@ -509,16 +513,9 @@ class Exchange:
             session = slot.session
             if (
                 session is None
-                or session._data is not None
-                or session._rare is not None
-                or session._hasComponents
-                or session._ended is not None
+                or not self.keeper.isStored(session)
                 or not (self._slept or type(session).sleep is Session.sleep)
-                or (
-                    not self.keeper.local
-                    if session._record is None
-                    else self.keeper.touchDue(session)
-                )
+                or session._rare is not None
             ):
                 return False
         return True
@@ -530,8 +527,9 @@ class Exchange:
         keeper = self.keeper
         waits: list[Deferred[Any]] = []
         for session in self._past:
-            if keeper.needsCommit(session):
-                waits.append(keeper.commit(session))
+            stored = keeper.store(session)
+            if stored is not None:
+                waits.append(stored)
         slept, self._slept = self._slept, self._slept or bool(self._slots)
         for slot in self._slots:
             used = slot.session or slot.gone
@@ -550,14 +548,10 @@ class Exchange:
             if losses != slot.losses:
                 slot.losses = losses
                 waits.append(fail(_loss(session)))
-            elif keeper.needsCommit(session):
-                stored = keeper.commit(session)
-                if not stored.called or isinstance(stored.result, Failure):
+            else:
+                stored = keeper.store(session)
+                if stored is not None and not _isGood(stored):
                     waits.append(stored)
-            elif session._ended is None and keeper.touchDue(session):
-                touched = keeper.touchNow(session)
-                if touched is not None:
-                    waits.append(touched)
         if not waits:
             for slot in self._slots:
                 refusal = None if slot.session is None else keeper.refusal(slot.session)
@@ -577,12 +571,18 @@ class Exchange:
     def _stored(self, _: object) -> None:
         held, self._held = self._held, None
         assert held is not None
+        request, isChecked = self.request, False
         while held:
             action, args = held.pop(0)
+            if isChecked and not self._failed:
+                action(*args)  # nobody could change anything since
+                continue
+            isChecked = not request.startedWriting
             self.enter(action, *args)
             if self._held is not None:  # held again: the rest waits behind it
                 self._held.extend(held)
                 return
+            isChecked = isChecked and request.producer is None
 
     def _refused(self, failure: Failure) -> None:
         """
@@ -779,6 +779,10 @@ class Exchange:
         control = headers.getRawHeaders(b"cache-control")
         if control is None or not _CAREFUL.search(b",".join(control)):
             headers.setRawHeaders(b"cache-control", [b"no-store"])
+
+
+def _isGood(deferred: Deferred[None]) -> bool:
+    return deferred.called and deferred.result is None
 
 
 def _loss(session: Session) -> Exception:

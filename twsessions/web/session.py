@@ -48,12 +48,12 @@ class _Rare:
 
     __slots__ = (
         "callbacks",
-        "commit",
         "ending",
         "evicting",
         "finished",
         "forgotten",
         "idle",
+        "isCommitting",
         "login",
         "losses",
         "principal",
@@ -68,7 +68,7 @@ class _Rare:
         self.principal: str | None | Unset = UNSET  # not stored yet
         self.login = False  # not stored yet
         self.rotated = False  # the uid differs from what is stored
-        self.commit: Deferred[None] | None = None  # under way
+        self.isCommitting = False
         self.waiting: list[Deferred[None]] = []  # for the commit, or the end, under way
         self.ending = False  # the store is being told of the end
         self.evicting: list[Deferred[None]] | None = None  # who waits, while a login does so
@@ -76,6 +76,13 @@ class _Rare:
         self.forgotten = False  # the store has been told
         self.finished = False  # has ended, and callbacks were called
         self.losses = 0  # commits that failed, and dropped what anybody had changed
+
+    @property
+    def isUnstored(self) -> bool:
+        """
+        Whether some of it is to be stored.
+        """
+        return self.rotated or self.login or self.principal is not UNSET or self.idle is not UNSET
 
 
 class Session(server.Session, MutableMapping[str, Any]):
@@ -101,11 +108,10 @@ class Session(server.Session, MutableMapping[str, Any]):
     """
 
     __slots__ = (
-        "_adapterCache",
+        "_cache",
         "_data",
         "_ended",
         "_exchange",
-        "_hasComponents",
         "_keeper",
         "_rare",
         "_record",
@@ -117,7 +123,6 @@ class Session(server.Session, MutableMapping[str, Any]):
         "lastModified",
         "queued",
         "secure",
-        "sessionNamespaces",
         "site",
         "uid",
     )
@@ -128,7 +133,7 @@ class Session(server.Session, MutableMapping[str, Any]):
     absoluteTimeout: float | None = 30 * _DAY
 
     # Twisted's classes give every instance a dictionary and lists it seldom
-    # needs; here they are made when first asked for (see __getattr__).
+    # needs; here they are made when first asked for.
 
     def __init__(self, site: Any, uid: bytes, reactor: IReactorTime | None = None) -> None:
         """
@@ -148,19 +153,28 @@ class Session(server.Session, MutableMapping[str, Any]):
         self._users = 0
         self._requests = 0
         self._exchange: Exchange | None = None
-        self._hasComponents = False
+        self._cache: dict[str, object] | None = None
         self.isNew = True
         self.secure = False
         self.queued: float | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "_adapterCache" or name == "sessionNamespaces":
-            value: dict[str, Any] = {}
-            setattr(self, name, value)
-            if name == "_adapterCache":
-                self._hasComponents = True
-            return value
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    @property
+    def _adapterCache(self) -> dict[str, object]:  # type: ignore[override]
+        """
+        Where Componentized keeps components.
+        """
+        components = self._cache
+        if components is None:
+            components = self._cache = {}
+        return components
+
+    @property
+    def sessionNamespaces(self) -> dict[str, Any]:  # type: ignore[override]
+        """
+        As Twisted: a dictionary of this process.
+        """
+        namespaces: dict[str, Any] = self.__dict__.setdefault("sessionNamespaces", {})
+        return namespaces
 
     def __repr__(self) -> str:
         state = self._ended or ("new" if self.isNew else "alive")
@@ -551,7 +565,7 @@ class Session(server.Session, MutableMapping[str, Any]):
             return True
         if self.__dict__:
             return True
-        cache = self._cache()
+        cache = self._cache
         return bool(cache) and not all(map(isPersistent, cache or ()))
 
     def _adopt(self, record: Record) -> None:
@@ -573,9 +587,8 @@ class Session(server.Session, MutableMapping[str, Any]):
         if self._data is not None:
             self._noteComponents()
             self._data.refresh(record.fields)
-            cache = self._cache()
-            if cache:
-                refresh(self, cache)
+            if self._cache:
+                refresh(self, self._cache)
 
     def _noteComponents(self) -> None:
         # Before values are brought up to date: what was changed here stays.
@@ -584,51 +597,52 @@ class Session(server.Session, MutableMapping[str, Any]):
         except (TypeError, SessionTooLarge):
             pass  # the commit will say so
 
-    def _cache(self) -> dict[str, object] | None:
-        return self._adapterCache if self._hasComponents else None
-
     def _sync(self) -> None:
-        cache = self._cache()
-        if cache and self._ended is None:
-            sync(self, cache)
+        if self._cache and self._ended is None:
+            sync(self, self._cache)
 
     def _hasChanges(self) -> bool:
-        if self._data is None and self._rare is None and not self._hasComponents:
+        if self._data is None and self._rare is None and not self._cache:
             return False  # seen at a glance, as most are
         self._sync()
-        data = self._data
-        if data is not None and data.isDirty:
-            return True
-        rare = self._rare
-        return rare is not None and (
-            rare.rotated
-            or rare.login
-            or not isinstance(rare.principal, Unset)
-            or not isinstance(rare.idle, Unset)
+        data, rare = self._data, self._rare
+        return (data is not None and data.isDirty) or (rare is not None and rare.isUnstored)
+
+    def _isUntouched(self) -> bool:
+        """
+        Whether it can be seen at a glance that L{_hasChanges} would find none.
+        """
+        data, rare = self._data, self._rare
+        return (
+            (data is None or data.isUntouched)
+            and not self._cache
+            and (rare is None or not rare.isUnstored)
         )
 
-    def _change(self, token: bytes, now: float) -> Change:
+    def _change(self, token: Callable[[], bytes], now: float, whole: bool = False) -> Change | None:
         """
         All that differs from what is stored.
 
+        @param whole: also if nothing does.
+        @return: L{None} if nothing does.
         @raise TypeError: a value was changed into something unencodable.
         @raise SessionTooLarge: over the site's limit.
         """
         self._sync()
-        data = self._data
+        data, record, rare = self._data, self._record, self._rare
         set_: dict[str, bytes] = {}
         removed: frozenset[str] = frozenset()
         if data is not None:
             set_, removed = data.changes()
             limit = self._keeper.settings.maxSessionBytes
-            if set_ and limit is not None:
-                size = data.encodedSize()
-                if size > limit:
-                    biggest = [(name[1:], bytes_) for name, bytes_ in data.biggest()]
-                    raise SessionTooLarge(size, limit, biggest)
-        record, rare = self._record, self._rare
-        key = keyOf(self.uid)
-        change = Change(key, token, set=set_, remove=removed, uses=self._requests)
+            if set_ and limit is not None and data.isOver(limit, set_):
+                biggest = [(name[1:], bytes_) for name, bytes_ in data.biggest()]
+                raise SessionTooLarge(data.encodedSize(), limit, biggest)
+        isChanged = set_ or removed or (rare is not None and rare.isUnstored)
+        if not (isChanged or whole or record is None):
+            return None
+        key = keyOf(self.uid) if record is None else record.key
+        change = Change(key, token(), set=set_, remove=removed, uses=self._requests)
         change.usedAgo = max(0.0, now - self.lastModified)
         idle = self._idle()
         if record is None:
@@ -641,9 +655,8 @@ class Session(server.Session, MutableMapping[str, Any]):
             self._keeper.introduce(self, change.birth)
             change.idle = idle
         else:
-            change.key = record.key
             if rare is not None and rare.rotated:
-                change.newKey = key
+                change.newKey = keyOf(self.uid)
             if idle != record.idle:
                 change.idle = idle
         if rare is not None:
@@ -672,7 +685,7 @@ class Session(server.Session, MutableMapping[str, Any]):
         data = self._data
         if data is not None:
             self._noteComponents()
-            data.accept(dict(change.set), change.remove)
+            data.accept(change.set, change.remove)
             self._renew(record)
 
     def _finish(self) -> Deferred[None]:
