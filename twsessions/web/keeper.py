@@ -110,8 +110,8 @@ class Keeper:
     @ivar local: whether no other process has these sessions.
     @ivar lookUpIsUse: whether asking a session for its truth counts as use.
     @ivar commonIdle: the idle timeout of all sessions that were ever queued, if
-        it and the absolute one are the same objects for all of them: a use of
-        one that still has them cannot have made its deadline earlier.
+        it and the absolute one are the same for all of them: the deadline of
+        one that still has these very objects has not become earlier.
     @ivar commonAbsolute: the absolute timeout, likewise.
     """
 
@@ -143,10 +143,11 @@ class Keeper:
         See to it that C{session} ends when it falls due.
         """
         idle, absolute = session._idle(), session._absolute()
-        if idle is not self.commonIdle or absolute is not self.commonAbsolute:
-            first = self.commonIdle is _NONE_YET
-            self.commonIdle = idle if first else _SEVERAL
-            self.commonAbsolute = absolute
+        if idle != self.commonIdle or absolute != self.commonAbsolute:
+            own = session.sessionTimeout, session.absoluteTimeout
+            isFirst = self.commonIdle is _NONE_YET and (idle, absolute) == own
+            self.commonIdle = own[0] if isFirst else _SEVERAL
+            self.commonAbsolute = own[1]
         self._due.add(session)
         self._dueTask.by(self._due.next(self.seconds()))
 
@@ -357,8 +358,18 @@ class StoreKeeper(Keeper):
                 if self.local and isUid(uid):
                     return self._attach(uid, self.link.loadNow(keyOf(uid)))
                 return None
-        if session._ended is not None or (self.local and session._isDue(self.seconds())):
-            return None  # the queue has just not come round to it
+        if session._ended is not None:
+            return None
+        if self.local:
+            due, now = self._dueTask.when, self.seconds()
+            isQueued = (
+                session.sessionTimeout is self.commonIdle
+                and session.absoluteTimeout is self.commonAbsolute
+                and due is not None
+                and due > now
+            )
+            if not isQueued and session._isDue(now):
+                return None  # the queue has just not come round to it
         return session
 
     def load(self, uid: bytes) -> Deferred[Session | None]:

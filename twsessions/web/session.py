@@ -348,19 +348,22 @@ class Session(server.Session, MutableMapping[str, Any]):
         Count this moment as use: the idle time begins again. Nothing happens
         if the session has ended.
         """
-        if self._ended is None:
-            keeper = self._keeper
-            self.lastModified = keeper.seconds()
-            record = self._record
-            if record is not None:
-                keeper.touched(self)
-            if self.queued is not None and not (
-                record is None
-                and self._rare is None
-                and self.sessionTimeout is keeper.commonIdle
+        if self._ended is not None:
+            return
+        keeper = self._keeper
+        self.lastModified = keeper.seconds()
+        queued = self.queued
+        if self._record is None:
+            # Few have limits of their own.
+            if (
+                self.sessionTimeout is keeper.commonIdle
                 and self.absoluteTimeout is keeper.commonAbsolute
             ):
-                keeper.queue(self)  # earlier, if a limit has become shorter
+                return
+        else:
+            keeper.touched(self)
+        if queued is not None and (self._deadline() or queued) < queued:
+            keeper.queue(self)  # a limit has become shorter
 
     def setTimeout(self, seconds: float | None) -> None:
         """
