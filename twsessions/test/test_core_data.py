@@ -103,6 +103,16 @@ class TestMapping:
         assert caught.value.biggest == (("a", 11),)
         assert data["a"] == "old"
 
+    def test_isOverAgreesWithTheSize(self) -> None:
+        data = Data(stored(a="x" * 20, b=[1]))
+        data["c"] = "\u20ac" * 9
+        data["b"].append(2)  # type: ignore[attr-defined]
+        del data["a"]
+        set_, _ = data.changes()
+        size = data.encodedSize()
+        for limit in (size - 1, size, size + 1, 10 * size):
+            assert data.isOver(limit, set_) is (size > limit)
+
     def test_reprShowsNoValues(self) -> None:
         assert repr(Data(stored(key="secret"))) == "<Data of 1 keys>"
 

@@ -455,6 +455,32 @@ def test_afterTheEndTheNextRequestHasANewOne(web: Web, browser: Browser) -> None
     assert list(web.site.sessions) == uids[1:]
 
 
+def test_aStockSiteCountsRequests(web: Web, browser: Browser) -> None:
+    """
+    One for each, however often it asks; only the first finds the session new.
+    """
+    seen: list[object] = []
+
+    def look(request: Any) -> None:
+        for _ in range(2):
+            session = request.getSession()
+            seen.append((session.isNew, session.requestCount))
+
+    for _ in range(3):
+        web.visit(browser, look)
+    assert seen == [(True, 1), (True, 1), (False, 2), (False, 2), (False, 3), (False, 3)]
+
+
+def test_twistedsDictionariesAreThere(web: Web) -> None:
+    """
+    Made when they are asked for; what is put into them keeps the object.
+    """
+    session = web.session()
+    assert not session._isPinned()
+    session.sessionNamespaces["old"] = "style"
+    assert session.sessionNamespaces == {"old": "style"} and session._isPinned()
+
+
 # A mapping
 
 
@@ -650,8 +676,6 @@ def test_itIsComponentized(web: Web) -> None:
     assert ICounter(session) is counter and session.getComponent(ICounter) is counter
     session.unsetComponent(ICounter)
     assert ICounter(session) is not counter
-    session.sessionNamespaces["old"] = "style"
-    assert session.sessionNamespaces == {"old": "style"}
     session.anything = object()
     with pytest.raises(AttributeError):
         getattr(session, "nothing")  # noqa: B009

@@ -151,7 +151,7 @@ class Session(server.Session, MutableMapping[str, Any]):
         self._ended: str | None = None
         self._seed: bytes | None = None
         self._users = 0
-        self._requests = 0
+        self._requests = int(self._keeper.lookUpIsUse)  # there, a request made it
         self._exchange: Exchange | None = None
         self._cache: dict[str, object] | None = None
         self.isNew = True
@@ -182,10 +182,13 @@ class Session(server.Session, MutableMapping[str, Any]):
 
     def __bool__(self) -> bool:
         # Twisted takes a false session for a missing one, so an empty mapping
-        # must be true. A stock Site asks exactly when it has found a session
-        # by its cookie, and nowhere else tells it: there this counts as use.
+        # must be true. A stock Site asks exactly when it has found a session by
+        # its cookie, once in a request, and nowhere else tells it: there this
+        # counts as use.
         if self._keeper.lookUpIsUse and self._ended is None:
             self.touch()
+            self.isNew = False
+            self._requests += 1
         return True
 
     __eq__ = object.__eq__  # a session is itself, whatever is in it
@@ -289,7 +292,8 @@ class Session(server.Session, MutableMapping[str, Any]):
     def requestCount(self) -> int:
         """
         How many requests have used it, this one included. Counts of other
-        processes arrive with their next write.
+        processes arrive with their next write. On a stock Site, a session that
+        is asked for its truth by the page as well counts that too.
         """
         return self._requests + (0 if self._record is None else self._record.uses)
 
