@@ -168,7 +168,7 @@ class ISessionStore(Interface):
             the caller's own to keep and not to change. A store on several
             servers gives a L{StoreUnavailable
             <twsessions.errors.StoreUnavailable>} for each key that is on one
-            that is away; the Deferred fails if all are.
+            that is away; the Deferred fails if all servers are.
         """
 
     def commit(changes: Sequence[Change]) -> Deferred[list[Record | SessionError]]:

@@ -462,11 +462,12 @@ class StoreLink:
             raise RuntimeError(f"{len(outcomes)} outcomes for {len(trip.calls)} items")
         if not self._end(trip):
             return  # given up on: nobody waits, and something newer may be known
-        unavailable = [o for o in outcomes if isinstance(o, StoreUnavailable)]
-        if outcomes and len(unavailable) == len(outcomes):
-            self._failed()
-        else:
+        if not all(isinstance(outcome, StoreUnavailable) for outcome in outcomes):
             self._worked()
+        elif self.isOpen:
+            # One server of several is away. That tells nothing of the others,
+            # and must not keep calls from them: the next one probes again.
+            self._nextTry = 0.0
         due, decided = self._due, self._outcomes
         for waiting, outcome in zip(trip.calls, outcomes, strict=True):
             for call in waiting:

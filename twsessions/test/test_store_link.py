@@ -376,14 +376,33 @@ def test_breakerByTimeouts() -> None:
     assert not bench.link.isOpen
 
 
-def test_wholeBatchUnavailable() -> None:
+def test_oneServerOfSeveralIsAway() -> None:
     """
-    A batch in which every item was unavailable is a failure of the store.
+    Batches with nothing but its sessions in them do not keep others from theirs.
+    """
+    bench = Bench(failuresToOpen=2)
+    for n in range(3):
+        loaded = bench.load()
+        bench.answer(n, [StoreUnavailable("node down")])
+        assert failed(loaded)
+    assert not bench.link.isOpen and bench.link.failures == 0
+
+
+def test_aProbeOfOneServerOfSeveralTellsNothing() -> None:
+    """
+    The next call probes again.
     """
     bench = Bench(failuresToOpen=1)
-    assert failed(bench.commit()) is False
-    bench.answer(0, [StoreUnavailable("node down")])
+    bench.load()
+    bench.answer(0, StoreUnavailable("all down"))
     assert bench.link.isOpen
+    bench.clock.advance(1)
+    probe = bench.load()
+    bench.answer(1, [StoreUnavailable("node down")])
+    assert failed(probe) and bench.link.isOpen
+    probe = bench.load()
+    bench.answer(2, [None])
+    assert probe == [None] and not bench.link.isOpen
 
 
 def test_ownErrors() -> None:
