@@ -68,6 +68,7 @@ from twsessions.stores._redis.record import (
     decodeEnd,
     encode,
     encodeVerdict,
+    read,
     stateBetween,
     timeOf,
 )
@@ -408,24 +409,28 @@ class RedisStore:
         Apply changes, none of which goes from one bucket to another, and fill
         in their outcomes.
         """
-        byBucket: dict[int, list[tuple[int, bytes]]] = {}
+        buckets = self._buckets
+        byBucket: dict[int, tuple[list[int], list[bytes]]] = {}
         for at in wanted:
+            change = changes[at]
             try:
-                packed = self._encode(changes[at])
+                packed = encode(change, not buckets.areOne)
             except (ValueError, TypeError, OverflowError) as error:
                 # Not to be written in any store; the others must not suffer.
                 outcomes[at] = StoreError(f"a change that cannot be stored: {type(error).__name__}")
             else:
-                byBucket.setdefault(self._buckets.of(changes[at].key), []).append((at, packed))
+                places, args = byBucket.setdefault(buckets.of(change.key), ([], []))
+                places.append(at)
+                args.append(packed)
         asks: list[tuple[Ask, list[int]]] = []
-        for bucket, items in byBucket.items():
-            for start in range(0, len(items), _CHUNK):
-                chunk = items[start : start + _CHUNK]
-                ask = self._script(bucket, scripts.COMMIT, *[packed for _, packed in chunk])
-                asks.append((ask, [at for at, _ in chunk]))
-        await self._buckets.run([ask for ask, _ in asks], deadline, safe=True)
+        for bucket, (places, args) in byBucket.items():
+            for start in range(0, len(places), _CHUNK):
+                end = start + _CHUNK
+                ask = self._script(bucket, scripts.COMMIT, *args[start:end])
+                asks.append((ask, places[start:end]))
+        await buckets.run([ask for ask, _ in asks], deadline, safe=True)
         for ask, places in asks:
-            self._take(ask, [changes[at] for at in places], places, outcomes)
+            self._take(ask, changes, places, outcomes)
 
     def _script(self, bucket: int, script: scripts.Script, *args: bytes) -> Ask:
         """
@@ -440,7 +445,8 @@ class RedisStore:
         """
         Fill in outcomes from what the commit script says.
 
-        @return: what it says, one for each change.
+        @param places: of the changes that it was given.
+        @return: what it says, one for each of them.
         """
         if isinstance(ask.reply, StoreUnavailable):
             for at in places:
@@ -449,8 +455,8 @@ class RedisStore:
         stamp, aside, stale = ask.reply[:3]
         said: list[bytes] = ask.reply[3:]
         now = float(stamp)
-        for at, change, one in zip(places, changes, said, strict=True):
-            outcomes[at] = _outcome(change, one, now)
+        for at, one in zip(places, said, strict=True):
+            outcomes[at] = _outcome(changes[at], one, now)
         self._tidy(aside, stale)
         return said
 
@@ -516,9 +522,6 @@ class RedisStore:
             if isinstance(ask.reply, StoreUnavailable):
                 outcomes[at] = StoreUnavailable(*ask.reply.args)
 
-    def _encode(self, change: Change) -> bytes:
-        return encode(change, not self._buckets.areOne and change.newKey not in (None, change.key))
-
     def _isMove(self, change: Change) -> bool:
         return change.newKey not in (None, change.key) and change.end is None
 
@@ -526,7 +529,7 @@ class RedisStore:
         async def depart() -> _Outcome:
             outcomes: list[Any] = [None]
             try:
-                packed = self._encode(change)
+                packed = encode(change, True)
             except (ValueError, TypeError, OverflowError) as error:
                 return StoreError(f"a change that cannot be stored: {type(error).__name__}")
             ask = self._script(self._buckets.of(change.key), scripts.COMMIT, packed)
@@ -813,7 +816,9 @@ def _outcome(change: Change, said: bytes, now: float) -> _Outcome:
     """
     kind = said[:1]
     if kind == b"\1":
-        record = decode(change.key if change.newKey is None else change.newKey, said, now)
+        if change.newKey is None:
+            return read(change.key, said, now)  # which the script has checked, or written
+        record = decode(change.newKey, said, now)
         assert record is not None
         return record
     if kind == b"G":
@@ -829,8 +834,10 @@ def _unlessAllFailed(outcomes: list[T]) -> list[T]:
     """
     Raise what all have failed with.
     """
-    if outcomes and all(isinstance(outcome, StoreUnavailable) for outcome in outcomes):
-        first: Any = outcomes[0]
+    first = outcomes[0] if outcomes else None
+    if isinstance(first, StoreUnavailable) and all(
+        isinstance(outcome, StoreUnavailable) for outcome in outcomes
+    ):
         raise StoreUnavailable(*first.args)
     return outcomes
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgpack
 
-from twsessions.core.delta import Change, Unset
+from twsessions.core.delta import UNSET, Change
 from twsessions.core.ids import handleOf
 from twsessions.core.record import Record
 from twsessions.errors import CorruptRecord, NewerFormat
@@ -24,6 +24,7 @@ __all__ = [
     "decodeEnd",
     "encode",
     "encodeVerdict",
+    "read",
     "stateBetween",
     "timeOf",
 ]
@@ -31,17 +32,18 @@ __all__ = [
 _FORMAT: Final = 1
 _BETWEEN: Final = 0  # a session on its way from one bucket to another
 _CHECK: Final = 9  # format and checksum end here,
-_HANDLE: Final = 16  # bytes of the handle, which follows
+_CONTENT: Final = 25  # and the handle here
 
 _unpack = msgpack.unpackb
+_pack = msgpack.Packer(use_bin_type=False).pack  # Lua's knows no other type
 
 
-def encode(change: Change, away: bool = False) -> bytes:
+def encode(change: Change, apart: bool) -> bytes:
     """
     A change as the commit script takes it. C{None} is left out, so what can be
     set to it is C{False} then.
 
-    @param away: the new key is in a bucket that the script cannot see.
+    @param apart: another key is in a bucket that the script cannot see.
     @raise ValueError: something in it cannot be written.
     @raise TypeError: likewise.
     @raise OverflowError: likewise.
@@ -49,8 +51,8 @@ def encode(change: Change, away: bool = False) -> bytes:
     what: dict[str, Any] = {"key": change.key, "token": change.token}
     if change.newKey is not None:
         what["to"] = change.newKey
-    if away:
-        what["away"] = True
+        if apart and change.newKey != change.key:
+            what["away"] = True
     birth = change.birth
     if birth is not None:
         what["birth"] = {
@@ -69,10 +71,11 @@ def encode(change: Change, away: bool = False) -> bytes:
         what["remove"] = list(change.remove)
     if change.expect:
         what["expect"] = {n: False if v is None else v for n, v in change.expect.items()}
-    for name, value in ("idle", change.idle), ("principal", change.principal):
-        if not isinstance(value, Unset):
-            what[name] = False if value is None else value
-    if not isinstance(change.ownIdle, Unset):
+    if change.idle is not UNSET:
+        what["idle"] = False if change.idle is None else change.idle
+    if change.principal is not UNSET:
+        what["principal"] = False if change.principal is None else change.principal
+    if change.ownIdle is not UNSET:
         what["ownIdle"] = change.ownIdle
     if change.login:
         what["login"] = True
@@ -82,7 +85,7 @@ def encode(change: Change, away: bool = False) -> bytes:
         what["uses"] = change.uses
     if change.end is not None:
         what["stop"] = change.end
-    packed: bytes = msgpack.packb(what, use_bin_type=False)  # Lua's knows no other type
+    packed: bytes = _pack(what)
     return packed
 
 
@@ -105,10 +108,9 @@ def decodeAll(
     for key, value in zip(keys, values, strict=True):
         record = None
         if value is not None:
-            rest = value[_CHECK:]
-            if value[:_CHECK] == b"\1" + sha1(key + rest).digest()[:8]:
+            if value.startswith(b"\1" + sha1(key + value[_CHECK:]).digest()[:8]):
                 try:
-                    record = Record(key, *_unpack(rest[_HANDLE:]), now)  # type: ignore[call-arg]
+                    record = Record(key, *_unpack(value[_CONTENT:]), now)  # type: ignore[call-arg]
                 except (ValueError, TypeError, AttributeError, msgpack.UnpackException):
                     odd.append((key, value))
                 else:
@@ -137,11 +139,17 @@ def decode(key: bytes, value: bytes, now: float) -> Record | None:
         return None
     if value[0] != _FORMAT:
         raise NewerFormat(f"a session record of format {value[0]}; this release reads {_FORMAT}")
-    rest = value[_CHECK:]
-    if sha1(key + rest).digest()[:8] != value[1:_CHECK]:
+    if sha1(key + value[_CHECK:]).digest()[:8] != value[1:_CHECK]:
         raise CorruptRecord("a session record whose checksum does not hold")
+    return read(key, value, now)
+
+
+def read(key: bytes, value: bytes, now: float) -> Record:
+    """
+    L{decode} of what is known to be a session, and whole.
+    """
     try:
-        return Record(key, *_unpack(rest[_HANDLE:]), now)  # type: ignore[call-arg]
+        return Record(key, *_unpack(value[_CONTENT:]), now)  # type: ignore[call-arg]
     except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise CorruptRecord("a session record that does not parse") from error
 
@@ -187,7 +195,7 @@ def encodeVerdict(verdict: Verdict) -> bytes:
     what = {"id": verdict.id, "claim": verdict.claim, "dead": verdict.dead}
     if verdict.retryIn is not None:
         what["retryIn"] = verdict.retryIn
-    packed: bytes = msgpack.packb(what, use_bin_type=False)  # Lua's knows no other type
+    packed: bytes = _pack(what)
     return packed
 
 

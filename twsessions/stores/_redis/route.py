@@ -33,8 +33,8 @@ class Ask:
 
     @ivar reply: what came; L{StoreUnavailable} if it failed.
     @ivar head: the reply to what was sent ahead of all commands to that
-        server.
-    @ivar tail: the reply to what was sent behind.
+        server, if there was such a thing.
+    @ivar tail: the reply to what was sent behind, likewise.
     """
 
     __slots__ = ("_full", "asking", "bucket", "head", "payload", "reply", "tail")
@@ -153,32 +153,28 @@ class Route:
             groups.setdefault(self.server(ask), []).append(ask)
         flights = []
         for server, group in groups.items():
-            parts = [ask.payload if ask.asking is None else _ASKING + ask.payload for ask in group]
-            count = len(group) + sum(ask.asking is not None for ask in group)
-            count += bool(head) + bool(tail)
-            payload = b"".join((head, *parts, tail))
-            flights.append((server.ask(payload, count, deadline), group))
-        for flight, group in flights:
-            await self._land(flight, group, bool(head), bool(tail))
-
-    async def _land(
-        self, flight: Deferred[list[Any]], group: list[Ask], head: bool, tail: bool
-    ) -> None:
-        try:
-            replies = iter(await flight)
-        except StoreUnavailable as error:
+            said = [head] if head else []
             for ask in group:
-                ask.reply = error
-            return
-        first = next(replies) if head else None
-        for ask in group:
-            if ask.asking is not None:
-                next(replies)
-                ask.asking = None
-            ask.reply = next(replies)
-        last = next(replies) if tail else None
-        for ask in group:
-            ask.head, ask.tail = first, last
+                if ask.asking is not None:
+                    said.append(_ASKING)
+                said.append(ask.payload)
+            if tail:
+                said.append(tail)
+            flights.append((server.ask(b"".join(said), len(said), deadline), group))
+        for flight, group in flights:
+            try:
+                replies = await flight
+            except StoreUnavailable as error:
+                for ask in group:
+                    ask.reply = error
+                continue
+            at = 1 if head else 0
+            for ask in group:
+                if ask.asking is not None:
+                    ask.asking = None
+                    at += 1
+                ask.head, ask.reply, ask.tail = replies[0], replies[at], replies[-1]
+                at += 1
 
     def _isNews(self, ask: Ask) -> bool:
         text = str(ask.reply)
