@@ -45,6 +45,7 @@ GOALS = [
          "sqliteWithFew", "/s", least=0.9),
     Goal("Redis, likewise", "redisWithMany", "redisWithFew", "/s", least=0.9),
     Goal("PostgreSQL, likewise", "postgresqlWithMany", "postgresqlWithFew", "/s", least=0.9),
+    Goal("memcached, likewise", "memcachedWithMany", "memcachedWithFew", "/s", least=0.9),
     Goal("SQLite, due sessions ended in a second", "sqliteSweeps", None, "/s", floor=5000),
     Goal("the longest reactor gap meanwhile", "sqliteSweepGap", None, "ms", limit=20),
     Goal("Redis, due sessions ended in a second", "redisSweeps", None, "/s", floor=5000),

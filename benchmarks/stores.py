@@ -17,6 +17,7 @@ from benchmarks.harness import measure
 from benchmarks.servers import redis
 from twsessions.core.delta import Birth, Change
 from twsessions.stores.fromurl import storeFromURL
+from twsessions.test.memcachedserver import Server as Memcached
 from twsessions.test.places import serverFor
 
 SESSIONS, ROUNDS, AT_ONCE = 1000, 400, 64
@@ -34,6 +35,12 @@ def server(kind: str) -> Iterator[str]:
     elif kind == "redis":
         with redis() as port:
             yield f"redis://127.0.0.1:{port}/0"
+    elif kind == "memcached":
+        forgetful = Memcached("-m", "2048")  # MB; of a million sessions it is to forget none
+        try:
+            yield f"memcached://127.0.0.1:{forgetful.port}"
+        finally:
+            forgetful.stop()
     else:
         one = serverFor(kind)
         one.start()
@@ -109,6 +116,8 @@ def perSecond(kind: str, count: int, commits: bool) -> float:
                 await store.load(some)
             done += AT_ONCE
         taken = time.perf_counter() - started
+        for at in range(0, len(keys), 250):
+            assert None not in await store.load(keys[at : at + 250])
         await store.close()
         return done / taken
 
@@ -265,7 +274,7 @@ def _many(kind: str) -> Callable[[int], float]:
     return measure(many)
 
 
-for _kind in ("sqlite", "redis", "postgresql"):
+for _kind in ("sqlite", "redis", "postgresql", "memcached"):
     _many(_kind)
 
 
