@@ -65,6 +65,13 @@ class FlightProtocol(Protocol):
         """
         return self._why is None
 
+    def connectionMade(self) -> None:
+        """
+        Send small requests at once, also while others wait for replies.
+        """
+        self.transport.setTcpNoDelay(True)
+        self.transport.setTcpKeepAlive(True)
+
     def ask(self, payload: bytes, count: int, deadline: float) -> Deferred[list[Any]]:
         """
         Send commands.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import twsessions
 from twsessions.core.delta import Birth, Change
 from twsessions.errors import CorruptRecord, NewerFormat, StoreUnavailable
 from twsessions.interfaces import ISessionStore
-from twsessions.stores._redis.record import decode, decodeEnd, stateBetween
+from twsessions.stores._redis.record import decode, decodeEnd, read, stateBetween
 from twsessions.stores._redis.route import Cluster, Sentinels, Single, _evenTags, _slotOf
 from twsessions.stores._redis.url import parse
 from twsessions.stores._redis.wire import explain
@@ -353,6 +354,8 @@ def test_decodeAnything(value: bytes) -> None:
             assert decode(b"k" * 32, head + value, 0.0) is None
         except (CorruptRecord, NewerFormat):
             pass
+        with suppress(CorruptRecord):
+            read(b"k" * 32, head + value, 0.0)
         stateBetween(head + value)
         try:
             decodeEnd(b"i", head + value, 0.0)
@@ -387,6 +390,19 @@ async def test_whatCannotBeStored(server: Server) -> None:
             "StoreError", "StoreError", "Record",
         ]  # fmt: skip
         assert await store.sessionsOf("\ud800") == []
+    finally:
+        await store.close()
+
+
+@ensure
+async def test_sendsAtOnce(server: Server) -> None:
+    """
+    What is sent while replies are awaited does not wait for them.
+    """
+    store: Any = storeFromURL(reactor, f"redis://127.0.0.1:{server.port}")
+    try:
+        await store.load([newKey()])
+        assert store._route._server._wire.transport.getTcpNoDelay()
     finally:
         await store.close()
 

@@ -43,13 +43,6 @@ class Wire(FlightProtocol):
         self._group: dict[bytes, Any] = {}  # what came since the last END
         self.itemSize = 0
 
-    def connectionMade(self) -> None:
-        """
-        Send small requests at once.
-        """
-        self.transport.setTcpNoDelay(True)
-        self.transport.setTcpKeepAlive(True)
-
     def dataReceived(self, data: bytes) -> None:
         """
         Parse replies and hand them out.
