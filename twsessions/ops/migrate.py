@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from twsessions.core.codec import decode, encode
 from twsessions.core.delta import Birth, Change
 from twsessions.core.record import Record
-from twsessions.errors import IdCollision, NotSupported, SessionGone
+from twsessions.errors import IdCollision, NotSupported, SessionGone, StoreUnavailable
 from twsessions.interfaces import ITERATE, ISessionStore
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class _Mark:
         """
         The source's time at which the last whole run began.
         """
-        [record] = await self.target.load([self.key])
+        [record] = await _load(self.target, [self.key])
         value = None if record is None else record.fields.get("dwhole")
         return None if value is None else float(str(decode(value)))
 
@@ -127,6 +127,16 @@ class _Mark:
         )
         if isinstance(outcomes[1], Exception):
             raise outcomes[1]
+
+
+async def _load(target: ISessionStore, keys: Sequence[bytes]) -> list[Record | None]:
+    found: Sequence[Record | StoreUnavailable | None] = await target.load(keys)
+    records = []
+    for record in found:
+        if isinstance(record, StoreUnavailable):
+            raise record  # of one server among several
+        records.append(record)
+    return records
 
 
 async def _copy(
@@ -149,7 +159,8 @@ async def _copy(
 
 async def _update(records: Sequence[Record], target: ISessionStore, counts: Counts) -> None:
     newer = []
-    for record, copy in zip(records, await target.load([r.key for r in records]), strict=True):
+    copies = await _load(target, [record.key for record in records])
+    for record, copy in zip(records, copies, strict=True):
         if copy is None or copy.seed != record.seed:
             counts.ended += 1
         elif record.asOf - record.touched >= copy.asOf - copy.touched - _SAME:

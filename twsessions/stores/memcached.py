@@ -291,7 +291,7 @@ class MemcachedStore:
             elif item.corrupt is not None:
                 corrupt.append(item)
         self._putAside(corrupt)
-        return _unlessAllFailed([found.get(key) for key in keys])
+        return self._unlessGone([found.get(key) for key in keys])
 
     def _remember(self, item: Item) -> None:
         """
@@ -314,7 +314,7 @@ class MemcachedStore:
             await self._run([ask for _, asks in under_way for ask in asks], deadline)
             under_way = [(steps, asks) for steps, _ in under_way if (asks := _next(steps))]
         self._putAside(merge.corrupt)
-        return _unlessAllFailed(merge.outcomes)
+        return self._unlessGone(merge.outcomes)
 
     def _limit(self, key: bytes) -> int | None:
         return self._servers[self._ring.of(key)].valueSize
@@ -370,22 +370,23 @@ class MemcachedStore:
         for flight in flights:
             await flight
 
+    def _unlessGone(self, outcomes: list[T]) -> list[T]:
+        """
+        Raise what all have failed with, if there is no server that works.
+        """
+        first = outcomes[0] if outcomes else None
+        isGone = len(self._servers) == 1 or all(server.isDown for server in self._servers)
+        if isGone and isinstance(first, StoreUnavailable):
+            if all(isinstance(outcome, StoreUnavailable) for outcome in outcomes):
+                raise StoreUnavailable(*first.args)
+        return outcomes
+
 
 def _next(steps: Steps) -> Sequence[Ask]:
     """
     What is to be asked next; nothing at the end.
     """
     return next(steps, ())
-
-
-def _unlessAllFailed(outcomes: list[T]) -> list[T]:
-    """
-    Raise what all have failed with.
-    """
-    if outcomes and all(isinstance(outcome, StoreUnavailable) for outcome in outcomes):
-        first: Any = outcomes[0]
-        raise StoreUnavailable(*first.args)
-    return outcomes
 
 
 def _cannot(what: str) -> Deferred[Any]:

@@ -311,10 +311,17 @@ class RedisStore:
         for one in waiting:
             one.callback(None)
 
+    def _unlessGone(self, outcomes: list[T]) -> list[T]:
+        """
+        Raise what all have failed with, if there is no server that works.
+        """
+        isGone = self._buckets.areOne or all(server.isDown for server in self._route.servers())
+        return _unlessAllFailed(outcomes) if isGone else outcomes
+
     # Loading
 
     async def _load(self, keys: list[bytes]) -> list[Any]:
-        return _unlessAllFailed(list(await self._read(keys, self._buckets.deadline())))
+        return self._unlessGone(list(await self._read(keys, self._buckets.deadline())))
 
     async def _read(
         self, keys: list[bytes], deadline: float, between: list[tuple[bytes, bytes]] | None = None
@@ -400,7 +407,7 @@ class RedisStore:
             broken: set[bytes] = set()
             for wave in _waves(changes):
                 await self._applyWave(changes, wave, outcomes, broken, deadline)
-        return _unlessAllFailed(outcomes)
+        return self._unlessGone(outcomes)
 
     async def _apply(
         self, changes: list[Change], wanted: Iterable[int], outcomes: list[Any], deadline: float

@@ -330,6 +330,33 @@ async def test_oneOfTwoHangs(place: Place) -> None:
     await eventually(whole)
 
 
+@deferred
+async def test_oneOfTwoIsDeadAndTheLinkStaysClosed(place: Place) -> None:
+    """
+    However many calls in a row are for its sessions, others' are answered; only
+    when both are dead does the breaker open.
+    """
+    servers = place.serve(), place.serve()
+    store = place.store(*(server.port for server in servers), timeout=0.3)
+    keys = [newKey() for _ in range(20)]
+    await store.commit([create(key) for key in keys])
+    link = StoreLink(reactor, store)
+    lost, kept = ([key for key in keys if store._ring.of(key) == n] for n in (0, 1))
+    servers[0].stop()
+    for key in 5 * lost:
+        with pytest.raises(StoreUnavailable):
+            await link.load(key)
+    assert isinstance(await link.load(kept[0]), Record)
+    assert not link.isOpen
+    servers[1].stop()
+    for _ in range(30):
+        if not link.isOpen:
+            with pytest.raises(StoreUnavailable):
+                await link.load(kept[0])
+    assert link.isOpen
+    await link.close()
+
+
 GREETING = (
     b"STAT pid 1\r\nSTAT time 1700000000\r\nEND\r\n"
     b"STAT item_size_max 1048576\r\nSTAT cas_enabled yes\r\nEND\r\n"
