@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from twisted.logger import capturedLogs
 
 import twsessions
 from twsessions.core.record import Record
-from twsessions.errors import SessionGone, StoreUnavailable
+from twsessions.errors import SessionGone, StoreError, StoreUnavailable
 from twsessions.stores.fromurl import checkURL, storeFromURL
 from twsessions.test.postgresserver import Server
 from twsessions.test.real import missing
@@ -372,6 +373,84 @@ async def test_oneTransactionForABatch(server: Server, stores: Any) -> None:
     ((after,),) = server.query(count)
     assert after - before == 3  # these two, and the one that asks
     assert len([record for record in await store.load(keys) if record]) == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_aBatchIsItsChangesInTurn(server: Server, stores: Any) -> None:
+    """
+    Whatever comes together, and whichever way through the server it takes.
+    """
+    chance = Random(7)
+    whole, single = stores(), stores(server.url("?schema=single"))
+    keys = [newKey() for _ in range(90)]
+    names = [f"d{n}" for n in range(5)]
+    made = [
+        create(key, idle=chance.choice([None, 9.0]), set={n: b"0" for n in chance.sample(names, 3)})
+        for key in keys[:80]
+    ]
+
+    def some() -> Any:
+        key = chance.choice(keys)
+        what: dict[str, Any] = {"usedAgo": chance.choice([None, 0.0]), "uses": chance.randrange(3)}
+        picked = chance.sample(names, chance.choice([0, 1, 1, 2, 4]))
+        what["set"] = {name: b"%d" % chance.randrange(9) for name in picked}
+        other = chance.randrange(12)
+        if other == 0:
+            what["remove"] = frozenset(names) - what["set"].keys()
+        elif other == 1:
+            what["expect"] = {"d0": chance.choice([None, b"0"])}
+        elif other == 2:
+            what.update(principal=chance.choice([None, "ann"]), login=True, ownIdle=True)
+        elif other == 3:
+            what["idle"] = chance.choice([None, 5.0])
+        elif other == 4:
+            what["end"] = "logout"
+        elif other == 5:
+            what["newKey"] = keys[-1] if chance.random() < 0.2 else newKey()
+        return change(key, **what)
+
+    def shown(outcome: Any) -> Any:
+        if isinstance(outcome, Exception):
+            return type(outcome)
+        return {
+            name: getattr(outcome, name)
+            for name in Record.__slots__
+            if name not in ("created", "touched", "now", "asOf")
+        } | {"used": outcome.touched > outcome.created}
+
+    for batch in [made, *([some() for _ in range(size)] for size in (90, 60, 20, 60))]:
+        batch += chance.sample(batch, 3)  # those that are said twice are done once
+        if chance.random() < 0.5:
+            batch = [one for one in batch if one.newKey is None]
+        together = await whole.commit(batch)
+        inTurn = [(await single.commit([one]))[0] for one in batch]
+        assert list(map(shown, together)) == list(map(shown, inTurn))
+    rows = "SELECT key, version, names, vals, idle, principal FROM {}.session ORDER BY key"
+    assert server.query(rows.format("twsessions")) == server.query(rows.format("single"))
+    assert server.query("SELECT count(*) FROM twsessions.quarantine") == [(0,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_oneThatIsRefusedAmongMany(server: Server, stores: Any) -> None:
+    """
+    The others are done, wherever it is.
+    """
+    store = stores()
+    keys = sorted(newKey() for _ in range(60))
+    await store.commit([create(key) for key in keys])
+    server.query(
+        "ALTER TABLE twsessions.session ADD CONSTRAINT c CHECK (NOT '\\x62'::bytea = ANY (vals))"
+    )
+    try:
+        for bad in (3, 57):
+            outcomes = await store.commit(
+                [change(key, set={"da": b"b" if key == keys[bad] else b"1"}) for key in keys]
+            )
+            assert [at for at, one in enumerate(outcomes) if isinstance(one, StoreError)] == [bad]
+    finally:
+        server.query("ALTER TABLE twsessions.session DROP CONSTRAINT c")
+    versions = sorted(record.version for record in await store.load(keys))
+    assert versions == [2, 2] + [3] * 58
 
 
 @pytest_twisted.ensureDeferred

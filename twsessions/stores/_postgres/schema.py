@@ -2,7 +2,8 @@
 The store's tables in PostgreSQL, and the functions that work on them.
 
 One call of a function is one transaction, and one round trip. What
-L{twsessions.core.delta.apply} says is restated in C{commit}.
+L{twsessions.core.delta.apply} says is restated in C{commit}; a schema that an
+earlier release made keeps its own, which gives the same answers more slowly.
 
 Text that comes from outside is kept as C{bytea}, in UTF-8: PostgreSQL's text
 has no NUL, and its encoding is the database's. What a session's C{seal} covers
@@ -187,14 +188,81 @@ DECLARE
     moves bool;
     place int;
     told bytea[] := '{}';
+    keys bytea[] := ARRAY(
+        SELECT u.key FROM unnest(changes) u
+        UNION ALL SELECT u.new_key FROM unnest(changes) u WHERE u.new_key IS NOT NULL);
+    twice bytea[] := ARRAY(SELECT k FROM unnest(keys) k GROUP BY k HAVING count(*) > 1);
+    places int[];
+    done bytea[];
+    n int := 0;
+    at int := 1;
 BEGIN
     -- In one order, whatever theirs is: two batches do not wait for each other.
-    PERFORM FROM session WHERE session.key = ANY (ARRAY(
-        SELECT u.key FROM unnest(changes) u
-        UNION ALL SELECT u.new_key FROM unnest(changes) u WHERE u.new_key IS NOT NULL
-    )) ORDER BY session.key FOR UPDATE;
+    PERFORM FROM session WHERE session.key = ANY (keys) ORDER BY session.key FOR UPDATE;
     now := moment(skew);  -- after the wait: what fell due meanwhile is gone
+    -- Most only use a session and set values: those all at once, which takes
+    -- half the time. What does not come out of it is looked at closely below.
+    WITH ordinary AS (
+        UPDATE session SET
+            touched = w.touched, version = w.version, uses = w.uses, epoch = w.epoch,
+            own_idle = w.own_idle, idle = w.idle, token = w.token, principal = w.principal,
+            names = w.names, vals = w.vals, seal = seal_of(w.body),
+            due = least(session.due, w.touched + w.idle, w.created + w.absolute)
+        FROM (
+            SELECT v.*, record_send(ROW(  -- what content() makes of it
+                v.created, v.touched, v.version, v.uses, v.epoch, v.own_idle, v.secure, v.key,
+                v.seed, v.token, v.idle, v.absolute, v.principal, v.address, v.agent, v.names,
+                v.vals)) AS body
+            FROM (
+                SELECT
+                    u.ordinality AS place, t.ctid AS spot,
+                    t.created, t.secure, t.key, t.seed, t.absolute, t.address, t.agent, u.token,
+                    greatest(t.touched, now - u.used_ago) AS touched,
+                    t.version + 1 AS version,
+                    t.uses + u.uses AS uses,
+                    t.epoch + u.login::int AS epoch,
+                    coalesce(u.own_idle, t.own_idle) AS own_idle,
+                    CASE WHEN u.set_idle THEN u.idle ELSE t.idle END AS idle,
+                    CASE WHEN u.set_principal THEN u.principal ELSE t.principal END AS principal,
+                    CASE WHEN u.names <@ t.names THEN t.names ELSE t.names || ARRAY(
+                        SELECT x FROM unnest(u.names) x WHERE x <> ALL (t.names)
+                    ) END AS names,
+                    CASE
+                        WHEN u.names = '{}' THEN t.vals
+                        WHEN p IS NOT NULL THEN t.vals[: p - 1] || u.vals || t.vals[p + 1 :]
+                        ELSE ARRAY(
+                            SELECT coalesce(u.vals[array_position(u.names, x.name)], x.val)
+                            FROM (SELECT unnest(t.names) AS name, unnest(t.vals) AS val) x
+                        ) || ARRAY(
+                            SELECT x.val
+                            FROM (SELECT unnest(u.names) AS name, unnest(u.vals) AS val) x
+                            WHERE x.name <> ALL (t.names)
+                        )
+                    END AS vals
+                FROM unnest(changes) WITH ORDINALITY u JOIN session t ON t.key = u.key,
+                LATERAL (SELECT CASE WHEN cardinality(u.names) = 1
+                    THEN array_position(t.names, u.names[1]) END OFFSET 0) l (p)
+                WHERE u.seed IS NULL AND u.new_key IS NULL AND u.reason IS NULL
+                    AND u.removed = '{}' AND u.expected = '{}' AND u.key <> ALL (twice)
+                    AND t.format = 1 AND t.seal = seal_of(content(t)) AND t.token <> u.token
+                    AND (now >= deadline(t)) IS NOT TRUE
+                OFFSET 0  -- each is computed once
+            ) v OFFSET 0
+        ) w
+        WHERE session.ctid = w.spot
+        RETURNING w.place, w.body
+    )
+    SELECT array_agg(o.place ORDER BY o.place), array_agg(o.body ORDER BY o.place)
+    INTO places, done FROM ordinary o;
     FOREACH c IN ARRAY changes LOOP
+        n := n + 1;
+        IF places[at] = n THEN
+            refusal := NULL;
+            body := done[at];
+            at := at + 1;
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
         moves := c.new_key IS NOT NULL;
         LOOP  -- twice if another process takes the key between look and insert
             refusal := NULL;
@@ -506,6 +574,9 @@ def greeting(schema: str, timeout: float, listens: str | None) -> bytes:
         "SET default_transaction_isolation TO 'read committed'",
         # Plans are made while the tables are small and kept when they have grown.
         "SET enable_seqscan TO off",
+        # Nothing is joined but by key.
+        "SET enable_hashjoin TO off",
+        "SET enable_mergejoin TO off",
         "SET plan_cache_mode TO force_generic_plan",
         # Where meta is, change is too.
         f"""SELECT value, 'change'::regtype::oid FROM "{schema}".meta WHERE name = 'schema'""",
