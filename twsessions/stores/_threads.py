@@ -21,6 +21,7 @@ __all__ = ["InlineWorker", "ThreadWorker", "Worker"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_Job = tuple[Deferred[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 class Worker(Protocol):
@@ -77,14 +78,19 @@ class ThreadWorker:
     its whole life, a slow resolver must not hold a session up, and a hop to a
     waiting thread costs a fraction of C{deferToThread}.
 
+    The thread gets its jobs when the reactor's turn is over. If it ran during
+    the turn, the two would take the interpreter's lock from each other at every
+    system call, which costs more than the jobs do.
+
     The thread never waits for the reactor, and Python does not wait for the
     thread: a process that forgets to stop it ends all the same.
     """
 
     def __init__(self, reactor: IReactorFromThreads, name: str = "twsessions") -> None:
-        self._reactor = reactor
+        self._reactor: Any = reactor  # to call it later, too
         self._name = name
-        self._jobs: SimpleQueue[Callable[[], bool]] = SimpleQueue()
+        self._gathered: list[_Job] = []
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: Thread | None = None
         self._stopped: list[Deferred[None]] | None = None
         self._done = False
@@ -98,19 +104,10 @@ class ThreadWorker:
         if self._thread is None:
             self._thread = Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
+        if not self._gathered:
+            self._reactor.callLater(0, self._hand)
         result: Deferred[T] = Deferred()
-        tell: Callable[..., Any] = self._reactor.callFromThread
-
-        def job() -> bool:
-            try:
-                value = f(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 (unanswered, a request would hang)
-                tell(result.errback, error)
-            else:
-                tell(result.callback, value)
-            return True
-
-        self._jobs.put(job)
+        self._gathered.append((result, f, args, kwargs))
         return result
 
     def stop(self) -> Deferred[None]:
@@ -122,27 +119,42 @@ class ThreadWorker:
             if self._thread is None:
                 self._done = True
             else:
-                self._jobs.put(self._last)
+                self._hand()
+                self._jobs.put(None)
         if self._done:
             return succeed(None)
         waiting: Deferred[None] = Deferred()
         self._stopped.append(waiting)
         return waiting
 
-    def _run(self) -> None:
-        while self._jobs.get()():
-            pass
+    def _hand(self) -> None:
+        jobs, self._gathered = self._gathered, []
+        for job in jobs:
+            self._jobs.put(job)
 
-    def _last(self) -> bool:
-        tell: Callable[..., Any] = self._reactor.callFromThread
-        tell(self._tellStopped)
-        return False
+    # In the thread
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._reactor.callFromThread(*_outcome(*job))
+        self._reactor.callFromThread(self._tellStopped)
+
+    # In the reactor's thread again
 
     def _tellStopped(self) -> None:
         self._done = True
         waiting, self._stopped = self._stopped or [], []
         for one in waiting:
             one.callback(None)
+
+
+def _outcome(
+    result: Deferred[Any], f: Callable[..., Any], args: Any, kwargs: Any
+) -> tuple[Callable[[Any], None], Any]:
+    try:
+        return result.callback, f(*args, **kwargs)
+    except BaseException as error:  # noqa: BLE001 (unanswered, a request would hang)
+        return result.errback, error
 
 
 def _stoppedError() -> StoreUnavailable:

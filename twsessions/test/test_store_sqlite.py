@@ -389,7 +389,9 @@ def test_aForgottenWorkerDoesNotKeepTheProcess() -> None:
         "from twisted.internet import reactor; from threading import Event\n"
         "from twsessions.stores._threads import ThreadWorker\n"
         "worker = ThreadWorker(reactor); started = Event()\n"
-        "worker.do(lambda: (started.set(), Event().wait())); started.wait(); print('end')"
+        "worker.do(lambda: (started.set(), Event().wait()))\n"
+        "reactor.callLater(0.01, lambda: (started.wait(), reactor.stop()))\n"
+        "reactor.run(); print('end')"
     )
     root = Path(twsessions.__file__).parents[1]
     env = {**os.environ, "PYTHONPATH": str(root)}
