@@ -93,6 +93,9 @@ def openFile(path: str, synchronous: str, patience: float) -> sqlite3.Connection
         connection.execute(f"PRAGMA synchronous={synchronous}")
         # Do not keep the disk space that one burst of writes took.
         connection.execute("PRAGMA journal_size_limit=67108864")
+        # At most 8 MiB. Among a million sessions, a thousand in use have a page
+        # of the keys' index each: twice what SQLite's default holds.
+        connection.execute("PRAGMA cache_size=-8192")
     except BaseException:
         connection.close()
         raise
