@@ -50,7 +50,7 @@ class Connection:
             elif name.lower() == b"transfer-encoding":
                 length = -1
             elif name.lower() == b"set-cookie":
-                self.jar[self.turn] = value.partition(b";")[0]
+                self.jar[self.turn] = value.partition(b";")[0].strip()
         body = self._chunks() if length < 0 else self.reader.read(length)
         if body != b"ok":
             self.counts[self.turn] += 1

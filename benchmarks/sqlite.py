@@ -28,13 +28,6 @@ from twsessions.stores.sqlite import SQLiteStore
 GROUP, GROUPS = 100, 200
 
 
-def count(request: Any) -> None:
-    session = request.getSession()
-    if "user" not in session:
-        session.update(payload(1))
-    session["user"] += 1
-
-
 @measure
 def oursSQLite(scale: int) -> float:
     with tempfile.TemporaryDirectory() as directory:
@@ -46,84 +39,19 @@ def bareOverTCP(scale: int) -> float:
     return perRequest(python("ours"), "memory:", "/bare")
 
 
-def _django(directory: str) -> Any:
-    import django
-    from django.conf import settings
-
-    settings.configure(
-        DEBUG=False,
-        ALLOWED_HOSTS=["*"],
-        ROOT_URLCONF="benchmarks.djangourls",
-        SECRET_KEY="k" * 50,
-        DATABASES={
-            "default": {
-                "ENGINE": "django.db.backends.sqlite3",
-                "NAME": f"{directory}/d.db",
-                "CONN_MAX_AGE": None,
-                "OPTIONS": {"init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"},
-            }
-        },
-        INSTALLED_APPS=["django.contrib.sessions"],
-        MIDDLEWARE=["django.contrib.sessions.middleware.SessionMiddleware"],
-        LOGGING_CONFIG=None,
-    )
-    django.setup()
-    from django.core.management import call_command
-
-    call_command("migrate", verbosity=0)
-    from django.core.wsgi import get_wsgi_application
-
-    return get_wsgi_application()
-
-
-def _throughDjango(path: str) -> float:
-    """
-    CPU microseconds for each request, the handler called directly: less than a
-    server would spend, on both sides of the subtraction.
-    """
+def django(path: str) -> float:
     with tempfile.TemporaryDirectory() as directory:
-        application = _django(directory)
-        jar = [""] * 100
-
-        def visit(number: int) -> None:
-            from io import BytesIO
-
-            environ = {
-                "REQUEST_METHOD": "GET",
-                "PATH_INFO": path,
-                "SERVER_NAME": "x",
-                "SERVER_PORT": "80",
-                "wsgi.input": BytesIO(),
-                "wsgi.errors": sys.stderr,
-                "wsgi.url_scheme": "http",
-                "HTTP_COOKIE": jar[number],
-            }
-
-            def start(status: str, headers: list[tuple[str, str]], error: Any = None) -> None:
-                for name, value in headers:
-                    if name.lower() == "set-cookie":
-                        jar[number] = value.split(";")[0]
-
-            response = application(environ, start)
-            b"".join(response)
-            response.close()
-
-        for number in range(100):
-            visit(number)
-        started = time.process_time()
-        for number in range(1000):
-            visit(number % 100)
-        return (time.process_time() - started) / 1000 * 1e6
+        return perRequest(python("djangosite"), f"{directory}/d.db", path)
 
 
 @measure
 def djangoSessions(scale: int) -> float:
-    return _throughDjango("/count")
+    return django("/count")
 
 
 @measure
 def djangoBare(scale: int) -> float:
-    return _throughDjango("/bare")
+    return django("/bare")
 
 
 def fields(number: int) -> dict[str, bytes]:
