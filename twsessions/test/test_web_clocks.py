@@ -146,10 +146,6 @@ def test_aboutTheEndsOfAStore(tmp_path: Path) -> None:
     world.site.doStop()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the sweep stays set for a time that is now an hour away: ends are heard that much late",
-)
 def test_aboutTheEndsOfAStoreThatIsNotInMemory(tmp_path: Path) -> None:
     world = World("sqlite", tmp_path)
     ends: list[str] = []
@@ -169,14 +165,7 @@ def test_aboutTheEndsOfAStoreThatIsNotInMemory(tmp_path: Path) -> None:
     [
         "stock",
         "sqlite",
-        pytest.param(
-            "memory:",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="the object ends by its own last use, the record goes on until the hour"
-                " is over: callbacks are called, and the session comes back",
-            ),
-        ),
+        "memory:",
     ],
 )
 def test_whatHasEndedStaysEnded(kind: str, tmp_path: Path) -> None:
@@ -224,14 +213,7 @@ def test_forwardByADay(world: World) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(
-            "stock",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="a stock Site that finds a session makes use of it before the session has"
-                " looked at the clock: what was over goes on",
-            ),
-        ),
+        "stock",
         "memory:",
         "sqlite",
     ],

@@ -319,11 +319,6 @@ async def test_distrib(
     ]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a SessionResource takes a request of distrib over, which has no headers to set a"
-    " cookie in: AttributeError, an error page or none at all",
-)
 @pytest_twisted.ensureDeferred
 async def test_distribOfASessionResource(
     url: str, publish: Any, listening: Listening, tmp_path: Path
@@ -434,11 +429,6 @@ async def test_wsgi(url: str, wsgi: Any, listening: Listening) -> None:
     await wrapped._stop()  # nobody but the reactor's shutdown would
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Set-Cookie lines in responseHeaders, where WSGI and proxies put them, are lost when"
-    " the session's own cookie is set",
-)
 @pytest_twisted.ensureDeferred
 async def test_theCookiesOfAWsgiApplication(wsgi: Any, listening: Listening) -> None:
     """
@@ -528,11 +518,6 @@ def test_gzipWaitsAsWell(clock: Clock, around: bool, streams: bool) -> None:
     browser.close()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="only the resource that the Site itself finds is asked for an encoder: one below a"
-    " SessionResource is passed over",
-)
 def test_gzipBelowASessionResource(clock: Clock) -> None:
     browser = Browser(asResource(gzipped(Count()), clock, "memory:"))
     response = get(browser, headers=GZIP)
@@ -774,11 +759,6 @@ def test_aDeferredThatFiresWhenTheClientHasLeft(browser: Browser, clock: Clock) 
     assert visit(browser, peek).body == b"2"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a write that was put on the request itself is taken for Twisted's for HEAD: it is"
-    " called again for ever, RecursionError",
-)
 def test_aWriteThatIsWrapped(browser: Browser) -> None:
     """
     As an access log does that counts bytes.
@@ -1004,11 +984,6 @@ def test_madeByHandAndLeftAlone(clock: Clock) -> None:
         assert uid not in site.sessions
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="on a store that is not in memory, what makeSession() made and nobody stored has no"
-    " deadline: it stays for ever",
-)
 def test_madeByHandAndLeftAloneBesideAStore(clock: Clock, tmp_path: Path) -> None:
     site = asSite(Page(), clock, f"sqlite:///{tmp_path}/s.db")
     site.doStart()
@@ -1020,11 +995,6 @@ def test_madeByHandAndLeftAloneBesideAStore(clock: Clock, tmp_path: Path) -> Non
         site.doStop()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="on a store that is not in memory, a session that is changed after its request and"
-    " not committed is held for ever, though the store has ended it",
-)
 def test_changedLateAndLeftAlone(clock: Clock, tmp_path: Path) -> None:
     site = asSite(Page(), clock, f"sqlite:///{tmp_path}/s.db")
     site.page = site.resource

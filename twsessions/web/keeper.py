@@ -533,6 +533,8 @@ class StoreKeeper(Keeper):
     def changed(self, session: Session) -> None:
         if not session._users:
             self._hold(session)
+            if not self.local and session.queued is None:
+                self.queue(session)
 
     def pinned(self, session: Session) -> None:
         # Only what is held here needs the clock's help: the store ends the rest.
@@ -573,6 +575,8 @@ class StoreKeeper(Keeper):
             self._watch(session)  # it must not stay longer than the store has it
         elif not (self._isBusy(session) or session._hasChanges()):
             self.forget(session)
+            if session.queued is not None:
+                self._due.forget(session)
 
     def _rest(self, session: Session) -> None:
         # What the store has in memory is smaller than an object, which is kept
@@ -987,9 +991,12 @@ class StoreKeeper(Keeper):
         record = session._record
         if record is None:
             self.end(session, session._reason())
-        elif self.local:
+        elif self.local and record.deadline <= self.seconds():
             # The store's own sweep ends the record, at the same time.
             self.lost(session)
+        elif self.local:
+            # The clock was set back: the record has a use of a later time.
+            self.end(session, session._reason())
         else:
             self._ask(session)
 
@@ -1087,7 +1094,7 @@ class StoreKeeper(Keeper):
     # -- sweeping -------------------------------------------------------------
 
     def _awaken(self) -> None:
-        if self._sweepTask.when is None and not self.local:
+        if not self.local:  # also earlier than it was, if the clock was set back
             self._sweepTask.by(self.seconds() + self.settings.sweepInterval)
 
     def start(self) -> None:

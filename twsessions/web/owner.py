@@ -149,7 +149,9 @@ class SessionOwner:
         """
         As Twisted: a new session. It is stored by its C{commit()}, or L{flush}.
         """
-        return self.keeper.make()
+        session = self.keeper.make()
+        session.startCheckingExpiration()
+        return session
 
     def getSession(self, uid: bytes) -> Session:
         """

@@ -231,6 +231,8 @@ def adopt(request: Any, owner: Any) -> Deferred[Any] | None:
 
     @return: L{None}, or a Deferred that fires when it can render.
     """
+    if getattr(request, "channel", None) is None:
+        return None  # of distrib, with no connection: it has the stock sessions of its site
     if not isinstance(request, SessionRequest):
         request.__class__ = requestClassFor(type(request))
     if request._exchange is not None:
@@ -664,9 +666,9 @@ class Exchange:
             request._below.write(request, data)
             self.isOpen = self._held is None and bool(request.startedWriting)
             return
-        own = request.__dict__.get("write")  # Twisted's for HEAD, 204 and 304
-        if own is not None:
-            own(data)
+        own = request.__dict__.get("write")
+        if getattr(own, "__module__", None) == http.__name__:
+            own(data)  # Twisted's for HEAD, 204 and 304, not somebody's around ours
         else:
             request._below.write(request, data)
 
@@ -770,6 +772,11 @@ class Exchange:
 
     def _setCookie(self, secure: bool, line: bytes) -> None:
         request = self.request
+        theirs = request.responseHeaders.getRawHeaders(b"set-cookie")
+        if theirs is not None:
+            # Of WSGI or a proxied server; Twisted would write ours over them.
+            request.cookies[:0] = theirs
+            request.responseHeaders.removeHeader(b"set-cookie")
         if request.cookies:
             # RFC 6265bis: not two lines for one name.
             start = self.policy.nameFor(secure) + b"="

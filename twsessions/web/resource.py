@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
-from twisted.web.resource import IResource, Resource, getChildForRequest
+from twisted.web.resource import IResource, Resource, _IEncodingResource, getChildForRequest
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
@@ -120,7 +120,10 @@ def _renderAfter(request: Any, waiting: Deferred[Any] | None, find: Any) -> obje
         if request._disconnected:
             return
         try:
-            request.render(find())
+            found = find()
+            if _IEncodingResource.providedBy(found):  # as Request.process
+                request._encoder = found.getEncoder(request) or request._encoder
+            request.render(found)
         except BaseException:
             request.processingFailed(Failure())
 

@@ -185,7 +185,11 @@ class Session(server.Session, MutableMapping[str, Any]):
         # must be true. A stock Site asks exactly when it has found a session by
         # its cookie, once in a request, and nowhere else tells it: there this
         # counts as use.
-        if self._keeper.lookUpIsUse and self._ended is None:
+        keeper = self._keeper
+        if keeper.lookUpIsUse and self._ended is None:
+            if self._isDue(keeper.seconds()):
+                keeper.fellDue(self)  # the reactor has not come round to it: a new one is made
+                return False
             self.touch()
             self.isNew = False
             self._requests += 1
