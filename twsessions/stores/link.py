@@ -4,9 +4,11 @@ Between a site and its store: batches, deadlines and a circuit breaker.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
+from math import inf
 from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -28,38 +30,30 @@ _SAID = 16 * 1024 * 1024  # bytes of messages that wait; bounds the memory
 _SLACK = 1e-6  # seconds by which a clock's arithmetic may be off
 
 
+_Then = Callable[[Any], object]  # takes an outcome; an exception is one like any other
+
+
 class _Call:
     """
     Somebody who waits for an outcome.
+
+    @ivar then: is told of it; L{None}: has been, or waits no more.
+    @ivar also: others who wait for the same item.
     """
 
-    __slots__ = ("deferred", "item", "lane", "made")
+    __slots__ = ("also", "item", "made", "then")
 
-    def __init__(
-        self,
-        made: float,
-        lane: _Lane | None,
-        item: object,
-        cancelled: Callable[[_Call], None] | None = None,
-    ) -> None:
+    def __init__(self, made: float, item: object, then: _Then) -> None:
         self.made = made
-        self.lane = lane
         self.item = item
-        self.deferred: Deferred[Any] = (
-            Deferred() if cancelled is None else Deferred(lambda _: cancelled(self))
-        )
+        self.then: _Then | None = then
+        self.also: list[_Call] | None = None
 
-
-class _Handed:
-    """
-    A change or a message that was handed in. Unlike keys, no two of them are
-    the same.
-    """
-
-    __slots__ = ("item",)
-
-    def __init__(self, item: Change | Message) -> None:
-        self.item = item
+    def all(self) -> list[_Call]:
+        """
+        This one and the others.
+        """
+        return [self, *(self.also or ())]
 
 
 class _Trip:
@@ -67,21 +61,21 @@ class _Trip:
     A round trip to the store: who waits for each item of it.
     """
 
-    __slots__ = ("calls", "lane", "made", "name")
+    __slots__ = ("calls", "isOver", "lane", "made", "name")
 
-    def __init__(
-        self, made: float, lane: _Lane | None, name: str, calls: Sequence[Sequence[_Call]]
-    ) -> None:
+    def __init__(self, made: float, lane: _Lane | None, name: str, calls: list[_Call]) -> None:
         self.made = made
         self.lane = lane
         self.name = name
         self.calls = calls
+        self.isOver = False  # answered, or given up on
 
 
 class _Lane:
     """
     One kind of round trip, of which one at a time is in flight, and what has
-    gathered for the next: items in order, with those who wait for each.
+    gathered for the next, in order: by key if all who ask for one can be told
+    the same, else each by itself.
     """
 
     __slots__ = ("gathered", "isLeaving", "name", "trip")
@@ -90,7 +84,7 @@ class _Lane:
         self.name = name
         self.trip: _Trip | None = None
         self.isLeaving = False
-        self.gathered: dict[object, list[_Call]] = {}
+        self.gathered: dict[object, _Call] = {}
 
 
 class StoreLink:
@@ -153,12 +147,11 @@ class StoreLink:
         self._settleLane = _Lane("settle")
         self._publishLane = _Lane("publish")
         self._said = 0  # bytes of messages that wait
-        # All that has a deadline. Each has the same time, so they are in the
-        # order of their deadlines and one timer, for the first, will do.
-        self._due: OrderedDict[_Call | _Trip, bool] = OrderedDict()
-        self._waiting = 0  # calls among them
-        self._timer: Any = None
-        self._outcomes: deque[tuple[Deferred[Any], Any]] = deque()
+        self._lanes = (self._commitLane, self._loadLane, self._settleLane, self._publishLane)
+        self._alone: dict[_Trip, None] = {}  # trips in no lane
+        self._waiting = 0  # calls without an outcome
+        self._timer: Any = None  # for the first of them; all have the same time
+        self._outcomes: deque[tuple[_Then, Any]] = deque()
         self._isHandingOut = False
         self._failedInRow = 0
         self._openSince = 0.0
@@ -183,8 +176,21 @@ class StoreLink:
         refusal = self._refusal()
         if refusal is not None:
             return fail(refusal)
-        call = _Call(self._reactor.seconds(), self._loadLane, key, self._cancelled)
-        return self._gather(self._loadLane, call)
+        return self._promised(self._loadLane, key)
+
+    def loadThen(self, key: bytes, then: _Then) -> None:
+        """
+        L{load} without a Deferred, of a store that is not L{LOCAL}.
+
+        @param then: called with the record, L{None} or the exception; perhaps
+            before this returns.
+        """
+        self.loads += 1
+        refusal = self._refusal()
+        if refusal is None:
+            self._gather(self._loadLane, key, then)
+        else:
+            then(refusal)
 
     def commit(self, change: Change) -> Deferred[Record]:
         """
@@ -204,8 +210,21 @@ class StoreLink:
         refusal = self._refusal()
         if refusal is not None:
             return fail(refusal)
-        call = _Call(self._reactor.seconds(), self._commitLane, _Handed(change))
-        return self._gather(self._commitLane, call)
+        return self._promised(self._commitLane, change)
+
+    def commitThen(self, change: Change, then: _Then) -> None:
+        """
+        L{commit} without a Deferred, of a store that is not L{LOCAL}.
+
+        @param then: called with the record or the exception; perhaps before
+            this returns.
+        """
+        self.commits += 1
+        refusal = self._refusal()
+        if refusal is None:
+            self._gather(self._commitLane, change, then)
+        else:
+            then(refusal)
 
     def settle(self, verdict: Verdict) -> Deferred[bool]:
         """
@@ -218,8 +237,7 @@ class StoreLink:
         refusal = self._refusal()
         if refusal is not None:
             return fail(refusal)
-        call = _Call(self._reactor.seconds(), self._settleLane, verdict)
-        return self._gather(self._settleLane, call)
+        return self._promised(self._settleLane, verdict)
 
     def publish(self, message: Message) -> Deferred[None]:
         """
@@ -244,9 +262,7 @@ class StoreLink:
             self._said -= size
             return outcome
 
-        call = _Call(self._reactor.seconds(), self._publishLane, _Handed(message))
-        call.deferred.addBoth(done)
-        return self._gather(self._publishLane, call)
+        return self._promised(self._publishLane, message).addBoth(done)
 
     def loadNow(self, key: bytes) -> Record | None:
         """
@@ -401,10 +417,13 @@ class StoreLink:
         refusal = self._refusal()
         if refusal is not None:
             return fail(refusal)
-        call = _Call(self._reactor.seconds(), None, name)
-        self._await(call)
-        self._send(_Trip(call.made, None, name, [[call]]), args)
-        return call.deferred
+        answered: Deferred[Any] = Deferred()
+        call = _Call(self._reactor.seconds(), name, partial(_tell, answered))
+        trip = _Trip(call.made, None, name, [call])
+        self._alone[trip] = None
+        self._await()
+        self._send(trip, args)
+        return answered
 
     def _explain(self, failure: Failure, name: str) -> Failure:
         error = self._explained(name, failure)
@@ -412,28 +431,40 @@ class StoreLink:
 
     # Batches.
 
-    def _gather(self, lane: _Lane, call: _Call) -> Deferred[Any]:
-        lane.gathered.setdefault(call.item, []).append(call)
-        self._await(call)
+    def _promised(self, lane: _Lane, item: object) -> Deferred[Any]:
+        deferred: Deferred[Any] = Deferred(lambda _: self._forget(lane, call))
+        call = self._gather(lane, item, partial(_tell, deferred))
+        return deferred
+
+    def _gather(self, lane: _Lane, item: object, then: _Then) -> _Call:
+        call = _Call(self._reactor.seconds(), item, then)
+        if lane is self._loadLane:
+            first = lane.gathered.setdefault(item, call)
+            if first is not call:
+                if first.also is None:
+                    first.also = []
+                first.also.append(call)
+        else:
+            lane.gathered[call] = call
+        self._await()
         if not self._isHandingOut:
             self._leave(lane)
-        return call.deferred
+        return call
 
-    def _cancelled(self, call: _Call) -> None:
-        self._forget(call)
-
-    def _forget(self, call: _Call) -> bool:
-        # True if it was still waiting. What has not left does not leave any more.
-        if not self._due.pop(call, False):
-            return False
+    def _forget(self, lane: _Lane, call: _Call) -> None:
+        """
+        Nobody waits for a load any more. What has not left does not leave.
+        """
+        if lane is not self._loadLane or call.then is None:
+            return  # what is handed in cannot be taken back
+        call.then = None
         self._waiting -= 1
-        gathered = call.lane.gathered if call.lane is not None else {}
-        waiting = gathered.get(call.item, [])
-        if call in waiting:
-            waiting.remove(call)
-            if not waiting:
-                del gathered[call.item]
-        return True
+        self._sift(lane, lane.gathered.get(call.item))
+
+    def _sift(self, lane: _Lane, call: _Call | None) -> None:
+        # What nobody waits for is not asked.
+        if call is not None and all(one.then is None for one in call.all()):
+            del lane.gathered[call.item if lane is self._loadLane else call]
 
     def _leave(self, lane: _Lane) -> None:
         if lane.isLeaving:
@@ -441,18 +472,15 @@ class StoreLink:
         lane.isLeaving = True
         try:
             while lane.trip is None and lane.gathered:
-                items: list[Any] = list(islice(lane.gathered, self._maxBatch))
-                calls = [lane.gathered.pop(item) for item in items]
-                if isinstance(items[0], _Handed):
-                    items = [handed.item for handed in items]
+                names = list(islice(lane.gathered, self._maxBatch))
+                calls = [lane.gathered.pop(name) for name in names]
                 self.batches += 1
                 lane.trip = trip = _Trip(self._reactor.seconds(), lane, lane.name, calls)
-                self._send(trip, (items,))
+                self._send(trip, ([call.item for call in calls],))
         finally:
             lane.isLeaving = False
 
     def _send(self, trip: _Trip, args: Sequence[Any]) -> None:
-        self._await(trip)
         answer: Deferred[Any] = maybeDeferred(getattr(self.store, trip.name), *args)
         answer.addCallback(self._answered, trip).addErrback(self._broke, trip)
 
@@ -468,12 +496,11 @@ class StoreLink:
             # One server of several is away. That tells nothing of the others,
             # and must not keep calls from them: the next one probes again.
             self._nextTry = 0.0
-        due, decided = self._due, self._outcomes
-        for waiting, outcome in zip(trip.calls, outcomes, strict=True):
-            for call in waiting:
-                if due.pop(call, False):  # as _decide; they have left their lane
-                    self._waiting -= 1
-                    decided.append((call.deferred, outcome))
+        for call, outcome in zip(trip.calls, outcomes, strict=True):
+            self._decide(call, outcome)
+            if call.also is not None:
+                for other in call.also:
+                    self._decide(other, outcome)
         self._returned(trip)
 
     def _broke(self, failure: Failure, trip: _Trip) -> None:
@@ -484,15 +511,15 @@ class StoreLink:
             self._failed()
         else:
             self._worked()
-        for waiting in trip.calls:
-            for call in waiting:
+        for call in trip.calls:
+            for one in call.all():
                 # Each its own: an error that is raised in many places at once
                 # gathers all their tracebacks.
                 own = error
                 if isinstance(error, StoreUnavailable):
                     own = StoreUnavailable(*error.args)
                     own.__cause__ = error.__cause__
-                self._decide(call, own)
+                self._decide(one, own)
         self._returned(trip)
 
     def _returned(self, trip: _Trip) -> None:
@@ -502,13 +529,21 @@ class StoreLink:
         self._handOut()
 
     def _end(self, trip: _Trip) -> bool:
-        if trip.lane is not None and trip.lane.trip is trip:
+        if trip.isOver:
+            return False
+        trip.isOver = True
+        if trip.lane is None:
+            del self._alone[trip]
+        else:
             trip.lane.trip = None
-        return self._due.pop(trip, False)
+        return True
 
     def _decide(self, call: _Call, outcome: Any) -> None:
-        if self._forget(call):
-            self._outcomes.append((call.deferred, outcome))
+        then = call.then
+        if then is not None:
+            call.then = None
+            self._waiting -= 1
+            self._outcomes.append((then, outcome))
 
     def _handOut(self) -> None:
         if self._isHandingOut:
@@ -517,58 +552,82 @@ class StoreLink:
         try:
             while True:
                 while self._outcomes:
-                    deferred, outcome = self._outcomes.popleft()
-                    if deferred.called:
-                        continue  # cancelled in between
-                    if isinstance(outcome, Exception):
-                        deferred.errback(outcome)
-                    else:
-                        deferred.callback(outcome)
+                    then, outcome = self._outcomes.popleft()
+                    try:
+                        then(outcome)
+                    except Exception:
+                        _log.failure("a bug in what was to be done with the store's answer")
                 # What the callers have asked for meanwhile leaves as one batch.
-                self._leave(self._commitLane)
-                self._leave(self._loadLane)
-                self._leave(self._settleLane)
-                self._leave(self._publishLane)
+                for lane in self._lanes:
+                    if lane.gathered:
+                        self._leave(lane)
                 if not self._outcomes:
                     break
         finally:
             self._isHandingOut = False
         drained = self._drained
-        if drained is not None and not drained.called and not self._due:
+        if drained is not None and not drained.called and self._isIdle():
             drained.callback(None)
+
+    def _isIdle(self) -> bool:
+        return not (self._waiting or self._alone or any(lane.trip for lane in self._lanes))
 
     # Deadlines.
 
-    def _await(self, entry: _Call | _Trip) -> None:
-        self._due[entry] = True
-        self._waiting += isinstance(entry, _Call)
+    def _await(self) -> None:
+        self._waiting += 1
         if self._timer is None:
             self._timer = self._reactor.callLater(self._timeout, self._expire)
 
     def _expire(self) -> None:
-        now = self._reactor.seconds()
         self._timer = None
-        while self._due:
-            entry = next(iter(self._due))
-            left = entry.made + self._timeout - now
-            if left > _SLACK:
-                self._timer = self._reactor.callLater(left, self._expire)
-                break
-            if isinstance(entry, _Call):
-                self.timeouts += 1
-                self._decide(
-                    entry, StoreUnavailable(f"the store did not answer within {self._timeout:g} s")
-                )
-            else:
-                # Given up on, though the store goes on with it, and the lane is
-                # free. If it is applied after a later change to the same
-                # session, then as one of another process would be: wholly or not
-                # at all, touching only the keys that it names, never bringing a
-                # session back. It was never acknowledged, and whoever sends it
-                # again does so with its token, so that it is applied once.
-                self._end(entry)
-                self._failed()
+        now = self._reactor.seconds()
+        over = now - self._timeout + _SLACK  # what was made by then
+        first = inf
+        for trip in [*self._alone, *(lane.trip for lane in self._lanes)]:
+            if trip is None:
+                continue
+            for call in trip.calls:
+                first = min(first, self._timeOut(call, over))
+            if trip.made > over:
+                first = min(first, trip.made)
+                continue
+            # Given up on, though the store goes on with it, and the lane is
+            # free. If it is applied after a later change to the same
+            # session, then as one of another process would be: wholly or not
+            # at all, touching only the keys that it names, never bringing a
+            # session back. It was never acknowledged, and whoever sends it
+            # again does so with its token, so that it is applied once.
+            self._end(trip)
+            self._failed()
+        for lane in self._lanes:
+            for call in list(lane.gathered.values()):
+                first = min(first, self._timeOut(call, over))
+                self._sift(lane, call)
+                if call.made > over:
+                    break  # as all behind it
+        if first < inf:
+            self._timer = self._reactor.callLater(
+                max(0.0, first + self._timeout - now), self._expire
+            )
         self._handOut()
+
+    def _timeOut(self, call: _Call, over: float) -> float:
+        """
+        Tell those whose time is over; when the first of the others was made.
+        """
+        first = inf
+        for one in call.all():
+            if one.then is None:
+                continue
+            if one.made > over:
+                first = min(first, one.made)
+                continue
+            self.timeouts += 1
+            self._decide(
+                one, StoreUnavailable(f"the store did not answer within {self._timeout:g} s")
+            )
+        return first
 
     # The breaker.
 
@@ -607,9 +666,10 @@ class StoreLink:
             )
         for lane in (self._commitLane, self._loadLane, self._publishLane):
             # They would only leave to fail.
-            for waiting in list(lane.gathered.values()):
-                for call in list(waiting):
-                    self._decide(call, self._unavailable(now))
+            for call in lane.gathered.values():
+                for one in call.all():
+                    self._decide(one, self._unavailable(now))
+            lane.gathered.clear()
 
     def _worked(self) -> None:
         self._failedInRow = 0
@@ -633,6 +693,15 @@ class StoreLink:
         unavailable = StoreUnavailable(f"the store's {name}() failed: {type(error).__name__}")
         unavailable.__cause__ = error
         return unavailable
+
+
+def _tell(deferred: Deferred[Any], outcome: Any) -> None:
+    if deferred.called:
+        return  # cancelled meanwhile
+    if isinstance(outcome, Exception):
+        deferred.errback(outcome)
+    else:
+        deferred.callback(outcome)
 
 
 def _outcome(outcomes: Sequence[SessionError | None]) -> None:

@@ -809,11 +809,16 @@ def test_logoutAndANewSessionInOneRequestWaitForBoth(world: World, browser: Brow
     """
     old = "; ".join(f"{name}={value}" for name, value in browser.cookies.items()).encode()
 
-    def switch(request: Any) -> bytes:
+    def switch(request: Any) -> int:
+        def goOn(outcome: object) -> None:
+            assert isinstance(outcome, Failure)
+            request.getSession()["k"] = "new"
+            request.write(b"switched")
+            request.finish()
+
         world.store.failNext("commit")  # the end has to be sent again
-        request.getSession().logout()
-        request.getSession()["k"] = "new"
-        return b"switched"
+        request.getSession().logout().addBoth(goOn)
+        return NOT_DONE_YET
 
     response = world.visit(browser, switch)
     assert response.code == 200 and len(response.setCookies) == 1
@@ -866,12 +871,18 @@ def test_aLogoutThatFailedCanBeAskedForAgainInTheSameRequest(
     """
     outcomes: list[object] = []
 
-    def out(request: Any) -> bytes:
+    def out(request: Any) -> int:
         session = request.getSession()
+
+        def again(outcome: object) -> None:
+            outcomes.append(outcome)
+            session.expire().addBoth(outcomes.append)
+            request.write(b"bye")
+            request.finish()
+
         world.store.failNext("commit")
-        session.expire().addBoth(outcomes.append)
-        session.expire().addBoth(outcomes.append)
-        return b"bye"
+        session.expire().addBoth(again)
+        return NOT_DONE_YET
 
     assert world.visit(browser, out).body == b"bye"
     assert isinstance(outcomes[0], Failure) and outcomes[0].check(StoreUnavailable)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -380,21 +381,55 @@ class StoreKeeper(Keeper):
         @return: fires with the session, live, or L{None}.
         @raise StoreUnavailable: (through the Deferred) no answer in time.
         """
+        loaded: Deferred[Session | None] = Deferred()
+
+        def tell(outcome: Session | Exception | None) -> None:
+            if isinstance(outcome, Exception):
+                loaded.errback(outcome)
+            else:
+                loaded.callback(outcome)
+
+        self.loadThen(uid, tell)
+        return loaded
+
+    def loadThen(self, uid: bytes, then: Callable[[Session | Exception | None], None]) -> None:
+        """
+        L{load} without a Deferred, which every request would have to pay for.
+
+        @param then: called with the session, L{None} or the exception; perhaps
+            before this returns.
+        """
         if self.local:
-            return succeed(self.found(uid))
+            then(self.found(uid))
+            return
         if self.isStopping:
-            return fail(StoreUnavailable("the process is stopping"))
+            then(StoreUnavailable("the process is stopping"))
+            return
         self._awaken()
         live = self.sessions.get(uid) or self._moving.get(uid)
         if live is not None and live._record is None:
-            return succeed(live)  # made here, its first commit under way
+            then(live)  # made here, its first commit under way
+            return
         key = keyOf(uid) if live is None or live._record is None else live._record.key
         self._loading += 1
-        return self.link.load(key).addBoth(self._loaded, uid)
+        self.link.loadThen(key, partial(self._loaded, uid, then))
 
-    def _loaded(self, result: Any, uid: bytes) -> Any:
+    def _loaded(
+        self,
+        uid: bytes,
+        then: Callable[[Session | Exception | None], None],
+        outcome: Record | Exception | None,
+    ) -> None:
         self._loading -= 1
-        return result if isinstance(result, Failure) else self._attach(uid, result)
+        if isinstance(outcome, Exception):
+            then(outcome)
+            return
+        try:
+            session = self._attach(uid, outcome)
+        except Exception as error:  # of the site's sessionFactory
+            then(error)
+        else:
+            then(session)
 
     def _attach(self, uid: bytes, record: Record | None) -> Session | None:
         live = self.sessions.get(uid) or self._moving.get(uid)
@@ -704,8 +739,7 @@ class StoreKeeper(Keeper):
         result: Deferred[None] = Deferred()
         rare = session._more()
         rare.isCommitting = True
-        stored: Deferred[Any] = self.link.commit(change)
-        stored.addBoth(self._committed, session, change, result)
+        self.link.commitThen(change, partial(self._committed, session, change, result))
         return result
 
     async def take(self, session: Session, name: str) -> bytes | None:
@@ -734,31 +768,32 @@ class StoreKeeper(Keeper):
         return encoded
 
     def _committed(
-        self, outcome: Record | Failure, session: Session, change: Change, result: Deferred[None]
+        self,
+        session: Session,
+        change: Change,
+        result: Deferred[None],
+        outcome: Record | Exception,
     ) -> None:
-        failure: Failure | None = None
-        if isinstance(outcome, Failure):
-            failure = outcome
-        else:
+        if not isinstance(outcome, Exception):
             try:
                 self._sent(session, change, outcome)
                 self._arrived(session)
-            except Exception:  # of a component, perhaps
-                failure = Failure()
-        if failure is not None:
-            if failure.check(SessionGone) and not session._isPinned():
-                self.lost(session)
-            elif not failure.check(Conflict):
-                self._drop(session)
+            except Exception as error:  # of a component, perhaps
+                outcome = error
+        isGone = isinstance(outcome, SessionGone)
+        if isGone and not session._isPinned():
+            self.lost(session)
+        elif isinstance(outcome, Exception) and not isinstance(outcome, Conflict):
+            self._drop(session)
         rare = session._more()
         rare.isCommitting = False
         waiting, rare.waiting = rare.waiting, []
         for waiter in (result, *waiting):
-            if failure is None:
-                waiter.callback(None)
+            if isinstance(outcome, Exception):
+                waiter.errback(outcome)
             else:
-                waiter.errback(failure)
-        if failure is not None and failure.check(SessionGone):
+                waiter.callback(None)
+        if isGone:
             self._missing(session)
         self.unused(session)
 

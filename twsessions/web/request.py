@@ -13,7 +13,8 @@ What happens to one request is its L{Exchange}, made when it first matters.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.internet.defer import Deferred, DeferredList, fail
@@ -60,13 +61,12 @@ class SessionRequest(server.Request):
         """
         owner = self.channel.site
         if not (owner._keeper or owner.keeper).local:
-            loading = begin(self, owner)
-            if loading is not None:
-                loading.addCallback(self._goOn).addErrback(_unexpected)
+            lines = self.requestHeaders.getRawHeaders(b"cookie")
+            if lines is not None and Exchange(self, owner).load(lines, self._goOn):
                 return
         self._below.process(self)
 
-    def _goOn(self, _: object) -> None:
+    def _goOn(self) -> None:
         if not self._disconnected:
             self._below.process(self)
 
@@ -240,26 +240,12 @@ def adopt(request: Any, owner: Any) -> Deferred[Any] | None:
             return None
         request._exchange._done()
         request._exchange = None
-    loading = begin(request, owner)
-    if request._exchange is None:
-        request._exchange = Exchange(request, owner)
-    return loading
-
-
-def begin(request: Any, owner: Any) -> Deferred[Any] | None:
-    """
-    Load the sessions that a request's cookies name.
-
-    @return: L{None} if there is nothing to wait for.
-    """
+    exchange = request._exchange = Exchange(request, owner)
     lines = request.requestHeaders.getRawHeaders(b"cookie")
-    if lines is None:
+    loaded: Deferred[None] = Deferred()
+    if lines is None or not exchange.load(lines, partial(loaded.callback, None)):
         return None
-    exchange = Exchange(request, owner)
-    loading = exchange.load(lines)
-    if loading is not None:
-        request._exchange = exchange
-    return loading
+    return loaded
 
 
 class _Slot:
@@ -286,7 +272,8 @@ class Exchange:
     # Few requests need more than the first four: the rest is set when it is.
     _sent: tuple[Sent, Sent] | None = None  # what cookies there are: for plain, for secure
     _loaded: dict[bytes, Session | None] | None = None
-    _outage: Failure | None = None
+    _awaited = 0  # answers
+    _outage: Exception | None = None
     _held: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
     _past: tuple[Session, ...] = ()  # ended in this request, and replaced
     _failed = False
@@ -321,35 +308,44 @@ class Exchange:
 
     # -- before rendering -----------------------------------------------------
 
-    def load(self, lines: list[bytes]) -> Deferred[Any] | None:
+    def load(self, lines: Sequence[bytes], then: Callable[[], object]) -> bool:
         """
         Ask the store for every session that a cookie names.
+
+        @param then: called when there is an answer to all; perhaps before this
+            returns.
+        @return: whether there is anything to ask for; if not, C{then} is not
+            called.
         """
         policy = self.owner.cookie
         self._sent = sent = (policy.candidates(lines, False), policy.candidates(lines, True))
-        uids = sent[0].uids + sent[1].uids
+        uids = dict.fromkeys(sent[0].uids + sent[1].uids)
         if not uids:
-            return None
+            return False
+        self.request._exchange = self
         self._loaded = {}
-        waits = [
-            self.keeper.load(uid).addCallbacks(self._arrived, self._away, (uid,))
-            for uid in dict.fromkeys(uids)
-        ]
-        return DeferredList(waits) if len(waits) > 1 else waits[0]
+        self._awaited = len(uids)
+        for uid in uids:
+            self.keeper.loadThen(uid, partial(self._arrived, uid, then))
+        return True
 
-    def _arrived(self, session: Session | None, uid: bytes) -> None:
-        if session is not None:
-            session._users += 1  # until this request has said if it wants it
-            if self._loaded is None:  # it is over
-                self.keeper.release(session)
-                return
-        if self._loaded is not None:
-            self._loaded[uid] = session
-
-    def _away(self, failure: Failure) -> None:
-        if failure.check(StoreUnavailable) is None:
-            self._log.failure("a session could not be loaded", failure=failure)
-        self._outage = failure
+    def _arrived(
+        self, uid: bytes, then: Callable[[], object], outcome: Session | Exception | None
+    ) -> None:
+        if isinstance(outcome, Exception):
+            if not isinstance(outcome, StoreUnavailable):
+                failure = Failure(outcome)
+                self._log.failure("a session could not be loaded", failure=failure)
+            self._outage = outcome
+        elif self._loaded is not None:
+            if outcome is not None:
+                outcome._users += 1  # until this request has said if it wants it
+            self._loaded[uid] = outcome
+        elif outcome is not None:
+            self.keeper.unused(outcome)  # the request is over
+        self._awaited -= 1
+        if not self._awaited:
+            then()
 
     # -- while rendering ------------------------------------------------------
 
@@ -447,7 +443,7 @@ class Exchange:
             sent = self.owner.cookie.candidates(lines, secure)
         if sent.uids and self._outage is not None:
             # Each time it is asked for; the cookie is left as it is.
-            raise StoreUnavailable("the session could not be loaded") from self._outage.value
+            raise StoreUnavailable("the session could not be loaded") from self._outage
         slot.sent = sent
         loaded = self._loaded
         found: Session | None = None
@@ -493,7 +489,7 @@ class Exchange:
             waiting = self._commit()
             if waiting is not None:
                 self._held = [(action, args)]
-                waiting.addCallbacks(self._stored, self._refused).addErrback(_unexpected)
+                waiting.addCallbacks(self._stored, self._refused).addErrback(self._unexpected)
                 return
         action(*args)
 
@@ -585,6 +581,9 @@ class Exchange:
                 self._held.extend(held)
                 return
             isChecked = isChecked and request.producer is None
+
+    def _unexpected(self, failure: Failure) -> None:
+        self._log.failure("a request's session went wrong", failure=failure)
 
     def _refused(self, failure: Failure) -> None:
         """
@@ -842,7 +841,3 @@ class _Below:
 
 
 SessionRequest._below = _Below(SessionRequest)
-
-
-def _unexpected(failure: Failure) -> None:
-    Exchange._log.failure("a request's session went wrong", failure=failure)
