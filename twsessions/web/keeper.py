@@ -466,7 +466,7 @@ class StoreKeeper(Keeper):
         return moved
 
     def _isBusy(self, session: Session) -> bool:
-        return session._rare is not None and session._rare.isCommitting
+        return session._isCommitting
 
     # -- use ------------------------------------------------------------------
 
@@ -637,7 +637,7 @@ class StoreKeeper(Keeper):
         """
         Perhaps nothing needs it any more.
         """
-        if not session._users:
+        if not session._users and self.sessions.get(session.uid) is session:
             session._users = 1
             self.release(session)
 
@@ -666,7 +666,7 @@ class StoreKeeper(Keeper):
             if rare is not None and rare.forgotten:
                 return None
             return self.commit(session)
-        if rare is not None and rare.isCommitting:
+        if session._isCommitting:
             return self.commit(session)
         if session._record is None:
             # An empty session on a store in memory is stored when it is not
@@ -693,11 +693,10 @@ class StoreKeeper(Keeper):
                     return fail(SessionGone("the session ended before it was stored"))
                 return succeed(None)
             return self.end(session, session._ended)
-        rare = session._rare
-        if rare is not None and rare.isCommitting:
+        if session._isCommitting:
             # What is under way may lack what was changed since.
             waiter: Deferred[None] = Deferred()
-            rare.waiting.append(waiter)
+            session._more().waiting.append(waiter)
             return waiter.addCallback(
                 lambda _: self.commit(session) if session._hasChanges() else None
             )
@@ -737,8 +736,7 @@ class StoreKeeper(Keeper):
     def _send(self, session: Session, change: Change) -> Deferred[None]:
         self._awaken()
         result: Deferred[None] = Deferred()
-        rare = session._more()
-        rare.isCommitting = True
+        session._isCommitting = True
         self.link.commitThen(change, partial(self._committed, session, change, result))
         return result
 
@@ -785,10 +783,12 @@ class StoreKeeper(Keeper):
             self.lost(session)
         elif isinstance(outcome, Exception) and not isinstance(outcome, Conflict):
             self._drop(session)
-        rare = session._more()
-        rare.isCommitting = False
-        waiting, rare.waiting = rare.waiting, []
-        for waiter in (result, *waiting):
+        session._isCommitting = False
+        waiting = [result]
+        if session._rare is not None and session._rare.waiting:
+            waiting += session._rare.waiting
+            session._rare.waiting = []
+        for waiter in waiting:
             if isinstance(outcome, Exception):
                 waiter.errback(outcome)
             else:
@@ -946,9 +946,9 @@ class StoreKeeper(Keeper):
             if rare is not None and rare.forgotten:
                 return succeed(None)  # from a callback, or later
             wasLive = True
-        if rare is not None and rare.isCommitting:
+        if session._isCommitting:
             again: Deferred[None] = Deferred()
-            rare.waiting.append(again)
+            session._more().waiting.append(again)
             # Whether the commit under way succeeds or not, the end follows.
             return again.addBoth(lambda _: self.end(session, reason))
         if rare is not None and rare.ending:

@@ -428,9 +428,11 @@ class Exchange:
     def _take(self, session: Session) -> None:
         # It was held for whoever would ask; now the slot holds it.
         loaded = self._loaded or {}
-        for uid in [uid for uid, other in loaded.items() if other is session]:
-            del loaded[uid]
-            session._users -= 1
+        for uid, other in loaded.items():
+            if other is session:
+                del loaded[uid]
+                session._users -= 1
+                break
 
     def _find(self, slot: _Slot, secure: bool) -> Session | None:
         if self._sent is not None:
@@ -569,17 +571,20 @@ class Exchange:
     def _stored(self, _: object) -> None:
         held, self._held = self._held, None
         assert held is not None
-        request, isChecked = self.request, False
+        request = self.request
+        isChecked = False  # all is stored, and nobody could change anything since
         while held:
             action, args = held.pop(0)
-            if isChecked and not self._failed:
-                action(*args)  # nobody could change anything since
-                continue
-            isChecked = not request.startedWriting
-            self.enter(action, *args)
-            if self._held is not None:  # held again: the rest waits behind it
-                self._held.extend(held)
-                return
+            isChecked = isChecked or self._isQuiet()
+            if isChecked:
+                if not self._failed:
+                    action(*args)
+            else:
+                isChecked = not request.startedWriting
+                self.enter(action, *args)
+                if self._held is not None:  # held again: the rest waits behind it
+                    self._held.extend(held)
+                    return
             isChecked = isChecked and request.producer is None
 
     def _unexpected(self, failure: Failure) -> None:

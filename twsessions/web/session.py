@@ -53,7 +53,6 @@ class _Rare:
         "finished",
         "forgotten",
         "idle",
-        "isCommitting",
         "login",
         "losses",
         "principal",
@@ -68,7 +67,6 @@ class _Rare:
         self.principal: str | None | Unset = UNSET  # not stored yet
         self.login = False  # not stored yet
         self.rotated = False  # the uid differs from what is stored
-        self.isCommitting = False
         self.waiting: list[Deferred[None]] = []  # for the commit, or the end, under way
         self.ending = False  # the store is being told of the end
         self.evicting: list[Deferred[None]] | None = None  # who waits, while a login does so
@@ -112,6 +110,7 @@ class Session(server.Session, MutableMapping[str, Any]):
         "_data",
         "_ended",
         "_exchange",
+        "_isCommitting",
         "_keeper",
         "_rare",
         "_record",
@@ -153,6 +152,7 @@ class Session(server.Session, MutableMapping[str, Any]):
         self._users = 0
         self._requests = int(self._keeper.lookUpIsUse)  # there, a request made it
         self._exchange: Exchange | None = None
+        self._isCommitting = False
         self._cache: dict[str, object] | None = None
         self.isNew = True
         self.secure = False
