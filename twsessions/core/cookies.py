@@ -137,6 +137,10 @@ class CookiePolicy:
             else {}
         )
         self._starts = {kind: text + b"=" for kind, text in self._names.items()}
+        self._isUsual = {
+            kind: re.compile(re.escape(start) + b"([0-9a-f]{64})").fullmatch
+            for kind, start in self._starts.items()
+        }
         self._tails = {kind: self._attributes(kind, maxAge) for kind in (False, True)}
         self._deleted = {
             kind: self._attributes(kind, 0) + f"; Expires={_PAST}".encode("ascii")
@@ -206,10 +210,9 @@ class CookiePolicy:
         start = self._starts[secure]
         if len(lines) == 1 and not self._signers:
             # What nearly every browser sends: this cookie, and nothing else.
-            line = lines[0]
-            uid = line[len(start) :]
-            if line.startswith(start) and isUid(uid):
-                return Sent((uid,), 0, True)
+            usual = self._isUsual[secure](lines[0])
+            if usual is not None:
+                return Sent(usual.groups(), 0, True)
         uids: list[bytes] = []
         malformed, presented = 0, False
         signer = self._signers.get(secure)
@@ -233,6 +236,19 @@ class CookiePolicy:
         if len(uids) > limit:
             return Sent((), malformed + len(uids), True)
         return Sent(tuple(uids), malformed, True)
+
+    def candidatesOf(self, lines: Sequence[bytes]) -> tuple[Sent, Sent]:
+        """
+        The L{candidates} if the request is plain, and if it is secure, which is
+        not known yet.
+        """
+        if len(lines) == 1 and not self._signers and self._names[False] != self._names[True]:
+            for secure, isUsual in self._isUsual.items():
+                usual = isUsual(lines[0])
+                if usual is not None:
+                    sent = Sent(usual.groups(), 0, True)
+                    return (NOTHING, sent) if secure else (sent, NOTHING)
+        return self.candidates(lines, False), self.candidates(lines, True)
 
 
 def _checkAttribute(name: str, value: object) -> None:

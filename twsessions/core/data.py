@@ -216,11 +216,15 @@ class Data(_Readable):
     def __setitem__(self, key: str, value: object) -> None:
         if type(key) is not str:
             raise TypeError(f"a session's keys are str, not {type(key).__name__}")
-        self._assign(key, value, key, self._describe)
+        self.assign(key, value, key, self._describe)
 
-    def _assign(self, key: str, value: object, name: str, describe: Callable[[str], str]) -> None:
+    def assign(
+        self, key: str, value: object, name: str, describe: Callable[[str], str] = _asGiven
+    ) -> None:
         """
         Assign to C{key}, which its user knows as C{name}.
+
+        @raise TypeError, SessionTooLarge: it cannot be stored.
         """
         if not key.isascii():
             try:
@@ -455,9 +459,9 @@ class Data(_Readable):
         @param set: what L{changes} gave.
         """
         # Nearly always it is far below, and then a rough sum will do.
-        most = 0
-        for part in (self._base, set):
-            most += 4 * sum(map(len, part)) + sum(map(len, part.values()))
+        base = self._base
+        names = len("".join(base)) + len("".join(set))
+        most = 4 * names + sum(map(len, base.values())) + sum(map(len, set.values()))
         return most > limit and self.encodedSize() > limit
 
     def encodedSize(self) -> int:
@@ -510,7 +514,7 @@ class View(_Readable):
     def __setitem__(self, key: str, value: object) -> None:
         if type(key) is not str:
             raise TypeError(f"{self._name}'s keys are str, not {type(key).__name__}")
-        self._data._assign(self._prefix + key, value, key, self._describe)
+        self._data.assign(self._prefix + key, value, key, self._describe)
 
     def _describe(self, key: str) -> str:
         return f"{self._name}[{key!r}]"

@@ -157,3 +157,22 @@ def test_hostileBytesAroundAGoodOne(before: bytes, after: bytes, glue: bytes) ->
     signed = CookiePolicy(keys=[NEW])
     line = before + glue + signed.setCookie(GOOD, False).partition(b";")[0] + glue + after
     assert signed.candidates([line], False).uids == (GOOD,)
+
+
+_pairs = st.sampled_from(
+    [
+        b"twsession=" + GOOD, b"__Host-twsession=" + GOOD, b"__Host-twsession=" + OTHER,
+        b"twsession=" + GOOD + b"\n", b"own=" + GOOD, b"twsession=x", b"",
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(st.lists(_pairs, max_size=3).map(b"; ".join), max_size=2), st.booleans())
+def test_whatIsNotKnownYet(lines: list[bytes], isSigned: bool) -> None:
+    """
+    The same as asking twice.
+    """
+    for name in (None, "own"):
+        policy = CookiePolicy(name=name, keys=[NEW] if isSigned else ())
+        asked = policy.candidates(lines, False), policy.candidates(lines, True)
+        assert policy.candidatesOf(lines) == asked

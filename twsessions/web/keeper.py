@@ -472,20 +472,17 @@ class StoreKeeper(Keeper):
 
     def dataOf(self, session: Session) -> Data:
         record = session._record
-        limit = self.settings.maxSessionBytes
-        uid = session.uid  # the session itself would make a cycle
-
-        def corrupt(name: str, error: Exception) -> None:
-            self._log.error(
-                "session {name}: a stored value does not decode and reads as absent",
-                name=logName(uid),
-            )
-
         return Data(
             {} if record is None else record.fields,
-            maxValueBytes=limit,
-            onCorrupt=corrupt,
+            maxValueBytes=self.settings.maxSessionBytes,
+            onCorrupt=partial(self._corrupt, session.uid),  # the session would make a cycle
             describe=withoutPrefix,
+        )
+
+    def _corrupt(self, uid: bytes, name: str, error: Exception) -> None:
+        self._log.error(
+            "session {name}: a stored value does not decode and reads as absent",
+            name=logName(uid),
         )
 
     def touched(self, session: Session) -> None:

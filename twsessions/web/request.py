@@ -317,8 +317,7 @@ class Exchange:
         @return: whether there is anything to ask for; if not, C{then} is not
             called.
         """
-        policy = self.owner.cookie
-        self._sent = sent = (policy.candidates(lines, False), policy.candidates(lines, True))
+        self._sent = sent = self.owner.cookie.candidatesOf(lines)
         uids = dict.fromkeys(sent[0].uids + sent[1].uids)
         if not uids:
             return False

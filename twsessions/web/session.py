@@ -221,8 +221,11 @@ class Session(server.Session, MutableMapping[str, Any]):
             raise KeyError(key) from None
 
     def __setitem__(self, key: str, value: Any) -> None:
-        View(self._writable(), DATA)[key] = value
-        self._keeper.changed(self)
+        if type(key) is not str:
+            raise TypeError(f"a session's keys are str, not {type(key).__name__}")
+        self._writable().assign(DATA + key, value, key)
+        if not self._users:
+            self._keeper.changed(self)
 
     def __delitem__(self, key: str) -> None:
         del View(self._writable(), DATA)[key]
