@@ -9,6 +9,7 @@ only msgpack keeps every key (tuple, frozenset, large int) and enum apart.
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time, timedelta, timezone
@@ -301,9 +302,15 @@ def _loadInt(data: bytes) -> int:
     return int.from_bytes(data, "big", signed=True)
 
 
+_isTiny: Final = re.compile(r".*([+-])00:00:00\.(\d{6})").fullmatch
+
+
 def _loadClock(kind: type[_Clock], data: bytes) -> _Clock:
     text, *rest = data.decode().split("|")
     value = kind.fromisoformat(text)
+    tiny = _isTiny(text)
+    if tiny is not None:  # an offset that fromisoformat() drops, in all versions so far
+        value = value.replace(tzinfo=timezone(timedelta(microseconds=int(tiny[1] + tiny[2]))))
     if rest:
         fold, *zone = rest
         value = value.replace(fold=int(fold))

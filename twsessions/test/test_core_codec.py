@@ -14,7 +14,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgpack import ExtType, Timestamp, packb
 
@@ -77,6 +77,9 @@ def exact(value: Any) -> Any:
 
 
 @given(VALUES)
+@example(time(tzinfo=timezone(timedelta(microseconds=1))))
+@example(datetime(2026, 1, 1, tzinfo=timezone(-timedelta(microseconds=70))))
+@example(time(microsecond=1, tzinfo=timezone.utc))
 def test_roundTrip(value: object) -> None:
     encoded = encode(value)
     restored = decode(encoded)
