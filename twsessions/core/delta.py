@@ -151,7 +151,9 @@ def apply(record: Record | None, change: Change, now: float) -> Record:
         if fields.get(name) != value:
             raise Conflict("a value is not what it was to be")
     if change.set or change.remove:
-        merged = {name: value for name, value in fields.items() if name not in change.remove}
+        merged = dict(fields)
+        for name in change.remove:
+            merged.pop(name, None)
         merged.update(change.set)
         fields = merged
     touched = record.touched
@@ -159,22 +161,22 @@ def apply(record: Record | None, change: Change, now: float) -> Record:
         # Monotonic: a slow writer never takes time away from a later use.
         touched = max(touched, now - change.usedAgo)
     idle, ownIdle, principal = change.idle, change.ownIdle, change.principal
-    return Record(
-        key=change.key if change.newKey is None else change.newKey,
-        seed=record.seed,
-        created=record.created,
-        touched=touched,
-        idle=record.idle if isinstance(idle, Unset) else idle,
-        absolute=record.absolute,
-        fields=fields,
-        version=record.version + 1,
-        uses=record.uses + change.uses,
-        principal=record.principal if isinstance(principal, Unset) else principal,
-        epoch=record.epoch + change.login,
-        ownIdle=record.ownIdle if isinstance(ownIdle, Unset) else ownIdle,
-        secure=record.secure,
-        address=record.address,
-        userAgent=record.userAgent,
-        token=change.token,
-        asOf=now,
+    return Record(  # by position: by name it takes twice as long
+        change.key if change.newKey is None else change.newKey,
+        record.seed,
+        record.created,
+        touched,
+        record.idle if isinstance(idle, Unset) else idle,
+        record.absolute,
+        fields,
+        record.version + 1,
+        record.uses + change.uses,
+        record.principal if isinstance(principal, Unset) else principal,
+        record.epoch + change.login,
+        record.ownIdle if isinstance(ownIdle, Unset) else ownIdle,
+        record.secure,
+        record.address,
+        record.userAgent,
+        change.token,
+        now,
     )

@@ -52,17 +52,21 @@ __all__ = ["SQLiteStore"]
 P = ParamSpec("P")
 T = TypeVar("T")
 _Row = tuple[bytes, bytes]  # key, packed record
+_DueRow = tuple[bytes, bytes, float | None]  # and when a sweep looks at it
 
 _WISH = 30 * 86400.0  # seconds for which one listen() holds
 _SLICE = 250  # sessions swept in one transaction: a few ms of the write lock
 _LATER = 3600.0  # until a sweep looks again at what only a newer release can read
+_SEEN = 128  # records that are remembered from a load to the commit that follows
+_SMALL = 4096  # bytes of the largest of them
 
 # Statements are looked up by their text in sqlite3's cache of prepared ones,
-# so lists of keys come in few lengths: powers of two, the last key repeated.
+# so lists of keys come in few lengths: the usual ones, and beyond them powers
+# of two, the last key repeated.
 _CHUNK = 128
 _SELECT = {
     size: f"SELECT key, record, due FROM session WHERE key IN ({', '.join('?' * size)})"
-    for size in (1 << power for power in range(8))
+    for size in (*range(1, 17), 32, 64, 128)
 }
 _COLUMNS = "key, record, due, principal, handle"
 _LAPSED = "coalesce((SELECT value FROM meta WHERE name = 'listening'), 0) <= :now"
@@ -114,6 +118,7 @@ class SQLiteStore:
         self._writer = _Link(self.path, writer, synchronous, patience)
         self._closing: Deferred[None] | None = None
         self._corrupt: set[bytes] = set()
+        self._seen = _Seen()
 
     # Sessions
 
@@ -339,9 +344,10 @@ class SQLiteStore:
     def _loadNow(
         self, connection: sqlite3.Connection, corrupt: list[_Row], keys: list[bytes]
     ) -> list[Record | None]:
-        rows = [row[:2] for row in _fetch(connection, keys)]
+        rows = _fetch(connection, keys)
         now = self._now()
         found = {record.key: record for record in _living(rows, now, corrupt)}
+        self._seen.add(rows, found)
         return [found.get(key) for key in keys]
 
     def _select(
@@ -416,7 +422,7 @@ class SQLiteStore:
         keys += [change.newKey for change in changes if change.newKey is not None]
         rows = _fetch(connection, keys)
         now = self._now()
-        batch = _Batch(rows, now)
+        batch = _Batch(rows, now, self._seen)
         outcomes = [batch.step(change) for change in changes]
         moved = self._quarantineNow(connection, batch.corrupt)
         batch.write(connection)
@@ -615,15 +621,14 @@ class _Batch:
     @ivar ends: last states, and why they ended.
     """
 
-    def __init__(self, rows: list[tuple[bytes, bytes, float | None]], now: float) -> None:
+    def __init__(self, rows: list[_DueRow], now: float, seen: _Seen) -> None:
         self.now = now
         self._dues = {key: due for key, _, due in rows}
         self.corrupt: list[_Row] = []
         self.ends: list[tuple[Record, str]] = []
         self._sealed: set[bytes] = set()
-        self._before: dict[bytes, Record] = {}
-        for record in _readable((row[:2] for row in rows), now, self.corrupt, self._sealed):
-            self._before[record.key] = record
+        records = _readable(rows, now, self.corrupt, self._sealed, seen)
+        self._before = {record.key: record for record in records}
         self._after: dict[bytes, Record] = self._before.copy()
         self._packed: dict[bytes, bytes] = {}
 
@@ -693,14 +698,48 @@ class _Batch:
                 connection.executemany(statement, values)
 
 
-def _fetch(
-    connection: sqlite3.Connection, keys: Sequence[bytes]
-) -> list[tuple[bytes, bytes, float | None]]:
-    rows: list[tuple[bytes, bytes, float | None]] = []
+class _Seen:
+    """
+    Records from their load to the commit that follows, each with the bytes it
+    was unpacked from: a row of the same bytes need not be unpacked again,
+    whoever has written to the file meanwhile.
+
+    Few and not for long: a thousand of them, kept over commits, cost the
+    reactor's thread more than they saved (measured). For both workers at once: a
+    dict's single operations are atomic, and no order of them does harm.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[bytes, tuple[bytes, Record]] = {}
+
+    def add(self, rows: Iterable[_DueRow], records: dict[bytes, Record]) -> None:
+        """
+        Remember records, by their keys, with their rows.
+        """
+        seen = self._records
+        for key, packed, _ in rows:
+            if key in records and len(packed) <= _SMALL:
+                if len(seen) >= _SEEN:
+                    seen.clear()
+                seen[key] = packed, records[key]
+
+    def unpack(self, key: bytes, packed: bytes, now: float) -> Record:
+        """
+        As L{_unpack}, but C{asOf} may be earlier; what was remembered is
+        forgotten.
+        """
+        seen = self._records.pop(key, None)
+        return seen[1] if seen is not None and seen[0] == packed else _unpack(key, packed, now)
+
+
+def _fetch(connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[_DueRow]:
+    rows: list[_DueRow] = []
     for start in range(0, len(keys), _CHUNK):
         chunk = list(keys[start : start + _CHUNK])
-        size = 1 << (len(chunk) - 1).bit_length()
-        chunk += chunk[-1:] * (size - len(chunk))
+        size = len(chunk)
+        if size not in _SELECT:
+            size = 1 << size.bit_length()
+            chunk += chunk[-1:] * (size - len(chunk))
         rows += connection.execute(_SELECT[size], chunk).fetchall()
     return rows
 
@@ -718,18 +757,20 @@ def _isBefore(due: float | None, deadline: float | None) -> bool:
 
 
 def _readable(
-    rows: Iterable[_Row],
+    rows: Iterable[_Row | _DueRow],
     now: float,
     corrupt: list[_Row],
     sealed: set[bytes] | None = None,
+    seen: _Seen | None = None,
 ) -> Iterator[Record]:
     """
     The records in rows; corrupt rows and keys of newer ones go to C{corrupt}
-    and C{sealed}.
+    and C{sealed}. With C{seen}, C{asOf} may be earlier than C{now}.
     """
-    for key, packed in rows:
+    unpacked = _unpack if seen is None else seen.unpack
+    for key, packed, *_ in rows:
         try:
-            yield _unpack(key, packed, now)
+            yield unpacked(key, packed, now)
         except CorruptRecord:
             corrupt.append((key, packed))
         except NewerFormat:
@@ -737,7 +778,7 @@ def _readable(
                 sealed.add(key)
 
 
-def _living(rows: Iterable[_Row], now: float, corrupt: list[_Row]) -> Iterator[Record]:
+def _living(rows: Iterable[_Row | _DueRow], now: float, corrupt: list[_Row]) -> Iterator[Record]:
     return (record for record in _readable(rows, now, corrupt) if isAlive(record, now))
 
 

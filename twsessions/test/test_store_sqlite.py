@@ -221,6 +221,58 @@ def test_newerFormatStays(at: Fixture) -> None:
     assert at.direct("SELECT * FROM quarantine") == []
 
 
+def test_whatIsRememberedIsComparedWithTheFile(at: Fixture) -> None:
+    """
+    A commit does not unpack again what was loaded, unless it has changed.
+    """
+    other = at.another()
+    at.commit(birth(1, set={"da": b"1"}))
+    at.clock.advance(1.0)
+    (first,) = at.load(1)
+    with patch("twsessions.stores.sqlite.unpack", side_effect=AssertionError):
+        at.clock.advance(1.0)
+        (second,) = at.commit(Change(key(1), b"again", set={"da": b"1"}))
+    assert first is not None
+    assert (first.version, first.asOf, second.version, second.asOf) == (1, 1001.0, 2, 1002.0)
+    assert answer(other.load([key(1)])) == [second]
+    (theirs,) = answer(other.commit([Change(key(1), b"theirs", set={"db": b"2"})]))
+    assert at.load(1) == [theirs]
+    (ours,) = at.commit(Change(key(1), b"ours", remove=frozenset({"da"})))
+    assert (ours.fields, ours.version) == ({"db": b"2"}, 4)
+    at.direct("UPDATE session SET record = CAST(record || x'00' AS BLOB)")
+    with capturedLogs():
+        assert at.load(1) == [None]
+    at.commit(birth(1))
+    at.direct("DELETE FROM session")
+    assert at.load(1) == [None]
+    assert isinstance(at.commit(Change(key(1), b"late"))[0], SessionGone)
+
+
+def test_whatIsRolledBackIsNotThere(at: Fixture) -> None:
+    (born,) = at.commit(birth(1))
+    with (
+        patch.object(SQLiteStore, "_isHeard", side_effect=sqlite3.OperationalError("is full")),
+        pytest.raises(StoreUnavailable),
+    ):
+        at.commit(
+            Change(key(1), b"t", set={"da": b"1"}),
+            birth(2),
+            birth(3),
+            Change(key(3), b"end", end="logout"),
+        )
+    assert at.load(1, 2, 3) == [born, None, None]
+
+
+def test_littleIsRemembered(at: Fixture) -> None:
+    with patch("twsessions.stores.sqlite._SEEN", 4):
+        at.commit(*(birth(number) for number in range(10)))
+        assert None not in at.load(*range(10))
+        assert 0 < len(at.store._seen._records) <= 4
+        at.commit(birth(11, set={"da": bytes(5000)}))
+        assert at.load(11) != [None]
+        assert key(11) not in at.store._seen._records
+
+
 def test_corruptEndsAreSetAside(at: Fixture) -> None:
     answer(at.store.listen())
     at.commit(birth(1), birth(2))
