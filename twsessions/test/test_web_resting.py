@@ -14,7 +14,7 @@ from twisted.web.resource import Resource
 
 from twsessions import Session, SessionSite
 from twsessions.testing.browser import Browser, Response
-from twsessions.web.keeper import _RESTING
+from twsessions.web.storekeeper import _RESTING
 
 
 class Page(Resource):

@@ -22,7 +22,7 @@ from twsessions.errors import CorruptRecord, NotSupported, StoreError
 from twsessions.interfaces import EVENTS, Ended, Verdict
 
 if TYPE_CHECKING:
-    from twsessions.web.keeper import StoreKeeper
+    from twsessions.web.storekeeper import StoreKeeper
 
 __all__ = ["Deliverer", "SessionEnded"]
 

@@ -18,9 +18,9 @@ from twsessions.core.record import Record
 from twsessions.interfaces import ISessionStore
 from twsessions.stores.fromurl import checkURL, storeFromURL
 from twsessions.stores.link import StoreLink
-from twsessions.web.keeper import StoreKeeper
 from twsessions.web.session import Session
 from twsessions.web.settings import Settings
+from twsessions.web.storekeeper import StoreKeeper
 
 if TYPE_CHECKING:
     from twsessions.web.events import SessionEnded
@@ -236,7 +236,7 @@ class SessionOwner:
         @param keep: but not this one.
         @return: fires with how many were ended.
         """
-        return Deferred.fromCoroutine(self.keeper.expireAllOf(principal, keep))
+        return Deferred.fromCoroutine(self.keeper.logins.endAll(principal, keep))
 
     def flush(self) -> Deferred[None]:
         """

@@ -34,7 +34,7 @@ from twsessions.web.session import Session
 
 if TYPE_CHECKING:
     from twsessions.core.cookies import CookiePolicy, Sent
-    from twsessions.web.keeper import StoreKeeper
+    from twsessions.web.storekeeper import StoreKeeper
 
 __all__ = ["Exchange", "SessionRequest", "abort", "adopt", "requestClassFor"]
 
@@ -540,7 +540,7 @@ class Exchange:
                     session.sleep(self.request)
                 except Exception:
                     waits.append(fail())
-            evicting = keeper.evicting(session)
+            evicting = keeper.logins.evicting(session)
             if evicting is not None:
                 waits.append(evicting)
             losses = 0 if session._rare is None else session._rare.losses
@@ -553,7 +553,7 @@ class Exchange:
                     waits.append(stored)
         if not waits:
             for slot in self._slots:
-                refusal = None if slot.session is None else keeper.refusal(slot.session)
+                refusal = None if slot.session is None else keeper.logins.refusal(slot.session)
                 if refusal is not None:
                     return refusal
             return None

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from twsessions.core.record import Record
     from twsessions.web.exclusive import Exclusive
-    from twsessions.web.keeper import Awaitable, Keeper
+    from twsessions.web.keeper import Keeper
+    from twsessions.web.logins import Awaitable
     from twsessions.web.request import Exchange
 
 __all__ = ["Session"]

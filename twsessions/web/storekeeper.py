@@ -1,0 +1,990 @@
+"""
+The sessions of a site that has a store: they are loaded, committed, rotated
+and ended there, and an object lives only as long as a request, a callback or an
+attribute needs it (on a store that is in memory itself, for as long as the
+session).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, DeferredList, fail, succeed
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from twsessions.core.data import Data, withoutPrefix
+from twsessions.core.delta import UNSET, Birth, Change
+from twsessions.core.ids import isUid, keyOf, logName, makeUid
+from twsessions.core.lifecycle import touchIsDue
+from twsessions.core.record import Record
+from twsessions.errors import (
+    Conflict,
+    SessionError,
+    SessionGone,
+    SessionTooLarge,
+    StoreError,
+    StoreUnavailable,
+    TooLateForSession,
+)
+from twsessions.interfaces import HINTS, PRINCIPALS
+from twsessions.web.alarm import SLICE
+from twsessions.web.exclusive import Exclusive
+from twsessions.web.keeper import Keeper
+from twsessions.web.logins import Logins
+from twsessions.web.settings import Settings
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+    from twsessions.stores.link import StoreLink
+    from twsessions.web.session import Session
+
+__all__ = ["StoreKeeper"]
+
+_RESTING = 1024  # sessions that a store in memory has, kept as objects though nobody uses them
+_POLL = 1024  # sessions with something on them that a sweep asks after, at the most
+_MOMENT = 0.02  # seconds
+_STEP = 64  # sessions between two looks at the clock
+_forks = 0
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+class StoreKeeper(Keeper):
+    """
+    Sessions kept in a store.
+
+    @ivar link: the way to the store.
+    @ivar sessions: the live ones, by uid.
+    @ivar isStopping: whether requests that come are to go elsewhere: 503.
+    """
+
+    lookUpIsUse = False
+    isStopping = False
+    _loading = 0
+
+    def __init__(
+        self,
+        owner: Any,
+        reactor: IReactorTime,
+        link: StoreLink,
+        settings: Settings,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        super().__init__(reactor, settings, entropy)
+        from twsessions.web.events import Deliverer
+        from twsessions.web.session import Session
+
+        self._plain = Session
+        self.owner = owner
+        self.link = link
+        self.local = link.local
+        self.sessions: dict[bytes, Session] = owner.sessions
+        self._moving: dict[bytes, Session] = {}  # by the old uid, until the rotation is stored
+        self._tokens, self._tokenFork = 0, -1
+        self._tokenStart = b""
+        self._hasHints = HINTS in link.capabilities
+        self._isWatching = False
+        self._resting: OrderedDict[Session, None] = OrderedDict()
+        self._watched: dict[bytes, Session] = {}  # by key: others may end them
+        self._moved: dict[bytes, Session] = {}  # by seed: others gave them a new id
+        self._touches: dict[Session, None] = {}
+        self._touchTask = self.alarm.task(self._writeTouches)
+        self._sweepTask = self.alarm.task(self._sweep)
+        self._asking: list[Session] = []
+        self._askTask = self.alarm.task(self._askAgain)
+        self.deliverer = Deliverer(self)
+        self.logins = Logins(self)
+
+    def _token(self) -> bytes:
+        # Unique, not secret: no system call for each. A forked process must not
+        # go on with its parent's.
+        if self._tokenFork != _forks:
+            self._tokenFork, self._tokenStart = _forks, self.entropy(12)
+        self._tokens += 1
+        return self._tokenStart + (self._tokens & 0xFFFFFFFF).to_bytes(4, "big")
+
+    # -- making and finding ---------------------------------------------------
+
+    def make(self, secure: bool = False, live: bool = True) -> Session:
+        """
+        A new session.
+
+        @param live: whether it is in the site's dictionary from the start.
+        @raise TypeError: the site's C{sessionFactory} makes something else.
+        """
+        owner = self.owner
+        owner.counter += 1
+        session = self._produce(makeUid(self.entropy))
+        session.secure = secure
+        if live:
+            self._enliven(session)
+        return session
+
+    def _produce(self, uid: bytes) -> Session:
+        from twsessions.web.session import Session
+
+        session = self.owner.sessionFactory(self.owner, uid)
+        if not isinstance(session, Session):
+            raise TypeError(
+                f"{type(self.owner).__name__}.sessionFactory must make sessions of"
+                f" twsessions.Session or a subclass, not {type(session).__name__}"
+            )
+        return session
+
+    def _enliven(self, session: Session) -> None:
+        self.sessions[session.uid] = session
+        if self.local:
+            session.startCheckingExpiration()
+        else:
+            self.pinned(session)
+
+    def found(self, uid: bytes) -> Session | None:
+        """
+        The session, if it can be had without waiting: a live one, or any on a
+        store in memory.
+        """
+        session = self.sessions.get(uid)
+        if session is None:
+            session = self._moving.get(uid)
+            if session is None:
+                if self.local and isUid(uid):
+                    return self._attach(uid, self.link.loadNow(keyOf(uid)))
+                return None
+        if session._ended is not None:
+            return None
+        if self.local:
+            due, now = self._dueTask.when, self.seconds()
+            isQueued = (
+                session.sessionTimeout is self.commonIdle
+                and session.absoluteTimeout is self.commonAbsolute
+                and due is not None
+                and due > now
+            )
+            if not isQueued and session._isDue(now):
+                return None  # the queue has just not come round to it
+        return session
+
+    def load(self, uid: bytes) -> Deferred[Session | None]:
+        """
+        The session as the store has it now.
+
+        @param uid: well-formed.
+        @return: fires with the session, live, or L{None}.
+        @raise StoreUnavailable: (through the Deferred) no answer in time.
+        """
+        loaded: Deferred[Session | None] = Deferred()
+
+        def tell(outcome: Session | Exception | None) -> None:
+            if isinstance(outcome, Exception):
+                loaded.errback(outcome)
+            else:
+                loaded.callback(outcome)
+
+        self.loadThen(uid, tell)
+        return loaded
+
+    def loadThen(self, uid: bytes, then: Callable[[Session | Exception | None], None]) -> None:
+        """
+        L{load} without a Deferred, which every request would have to pay for.
+
+        @param then: called with the session, L{None} or the exception; perhaps
+            before this returns.
+        """
+        if self.local:
+            then(self.found(uid))
+            return
+        if self.isStopping:
+            then(StoreUnavailable("the process is stopping"))
+            return
+        self._awaken()
+        live = self.sessions.get(uid) or self._moving.get(uid)
+        if live is not None and live._record is None:
+            then(live)  # made here, its first commit under way
+            return
+        key = keyOf(uid) if live is None or live._record is None else live._record.key
+        self._loading += 1
+        self.link.loadThen(key, partial(self._loaded, uid, then))
+
+    def _loaded(
+        self,
+        uid: bytes,
+        then: Callable[[Session | Exception | None], None],
+        outcome: Record | Exception | None,
+    ) -> None:
+        self._loading -= 1
+        if isinstance(outcome, Exception):
+            then(outcome)
+            return
+        try:
+            session = self._attach(uid, outcome)
+        except Exception as error:  # of the site's sessionFactory
+            then(error)
+        else:
+            then(session)
+
+    def _attach(self, uid: bytes, record: Record | None) -> Session | None:
+        live = self.sessions.get(uid) or self._moving.get(uid)
+        if record is None:
+            if live is not None and live._record is not None and not self._isBusy(live):
+                self._missing(live)
+                live = None
+            return live
+        record = self._here(record)
+        if live is None and self._moved:
+            live = self._moved.pop(record.seed, None)
+            if live is not None:
+                self.forget(live)
+                live.uid = uid
+                self.sessions[uid] = live
+        if live is not None:
+            if live._record is None or live._record.version <= record.version:
+                live._adopt(record)
+            return live
+        session = self._produce(uid)
+        session._adopt(record)
+        self._enliven(session)
+        return session
+
+    def _here(self, record: Record) -> Record:
+        # A record's times are the store's. Here they are compared with the
+        # reactor's, which may be another clock.
+        shift = self.seconds() - record.asOf
+        if abs(shift) < 0.5:
+            return record
+        moved = record.seenAt(self.seconds())
+        moved.created += shift
+        moved.touched += shift
+        return moved
+
+    def _isBusy(self, session: Session) -> bool:
+        return session._isCommitting
+
+    # -- use ------------------------------------------------------------------
+
+    def dataOf(self, session: Session) -> Data:
+        record = session._record
+        return Data(
+            {} if record is None else record.fields,
+            maxValueBytes=self.settings.maxSessionBytes,
+            onCorrupt=partial(self._corrupt, session.uid),  # the session would make a cycle
+            describe=withoutPrefix,
+        )
+
+    def _corrupt(self, uid: bytes, name: str, error: Exception) -> None:
+        self._log.error(
+            "session {name}: a stored value does not decode and reads as absent",
+            name=logName(uid),
+        )
+
+    def touched(self, session: Session) -> None:
+        touches = self._touches
+        if session not in touches:
+            touches[session] = None
+            idle = session._idle()
+            # One that never idles out only has its requests counted.
+            self._touchTask.by(self.seconds() + (60.0 if idle is None else idle / 20))
+
+    def _writeTouches(self, now: float) -> float | None:
+        """
+        Uses that were not worth a write of their own, together.
+        """
+        started, steps = now, 0
+        while self._touches:
+            session = next(iter(self._touches))
+            del self._touches[session]
+            self.touchNow(session)
+            steps += 1
+            if steps % _STEP == 0 and (self.seconds() - started > SLICE or steps > 4096):
+                return now
+        return None
+
+    def touchNow(self, session: Session) -> Deferred[None] | None:
+        """
+        Write that a session was used. A failure is logged: it fails no reader.
+
+        @return: L{None} if there is nothing to wait for.
+        """
+        record = session._record
+        if session._ended is not None or record is None or self._isBusy(session):
+            return None
+        now = self.seconds()
+        if session.lastModified <= record.touched and not session._requests:
+            return None
+        change = Change(
+            record.key,
+            self._token(),
+            usedAgo=max(0.0, now - session.lastModified),
+            uses=session._requests,
+        )
+        idle = session._idle()
+        if idle != record.idle and not record.ownIdle:
+            change.idle = idle
+        if self.local:
+            try:
+                self._sent(session, change, self.link.commitNow(change))
+            except SessionGone:
+                self.lost(session)
+            return None
+
+        def failed(failure: Failure) -> None:
+            if failure.check(SessionGone):
+                self.lost(session)
+            else:
+                self._log.warn(
+                    "{session}: its use could not be stored: {error}",
+                    session=repr(session),
+                    error=failure.value,
+                )
+
+        return self.link.commit(change).addCallbacks(
+            lambda stored: self._sent(session, change, stored), failed
+        )
+
+    def _sent(self, session: Session, change: Change, record: Record) -> None:
+        record = self._here(record)
+        known = session._record
+        if known is None or known.version < record.version:
+            isWatched = known is not None and self._watched.get(known.key) is session
+            if known is not None and isWatched:
+                del self._watched[known.key]
+            session._stored(change, record)
+            if isWatched or (known is None and not self.local and session.queued is not None):
+                self._watched[record.key] = session
+        if self.local and record.deadline < inf:
+            self._sweepTask.by(self.seconds() + max(0.0, record.deadline - record.asOf))
+
+    def changed(self, session: Session) -> None:
+        if not session._users:
+            self._hold(session)
+            if not self.local and session.queued is None:
+                self.queue(session)
+
+    def pinned(self, session: Session) -> None:
+        # Only what is held here needs the clock's help: the store ends the rest.
+        if session._ended is None and session.queued is None:
+            self._hold(session)
+            if self.local or session._isPinned():
+                self._watch(session)
+
+    def _watch(self, session: Session) -> None:
+        self.queue(session)
+        if not self.local and session._record is not None:
+            self._watched[session._record.key] = session
+
+    def _hold(self, session: Session) -> None:
+        # Somebody has kept it beyond its request: flush() must find it.
+        if session._ended is None and (
+            session._record is not None or self.settings.createOn == "access"
+        ):
+            self.sessions.setdefault(session.uid, session)
+
+    def introduce(self, session: Session, birth: Birth) -> None:
+        exchange = session._exchange
+        if exchange is not None:
+            birth.address, birth.userAgent = exchange.client()
+
+    def release(self, session: Session) -> None:
+        """
+        A request has done with the session.
+        """
+        session._users -= 1
+        session._exchange = None
+        if session._users or session._ended is not None:
+            return
+        if self.local:
+            if session._record is not None:
+                self._rest(session)
+        elif session._isPinned():
+            self._watch(session)  # it must not stay longer than the store has it
+        elif not (self._isBusy(session) or session._hasChanges()):
+            self.forget(session)
+            if session.queued is not None:
+                self._due.forget(session)
+
+    def _rest(self, session: Session) -> None:
+        # What the store has in memory is smaller than an object, which is kept
+        # for those only that were used last.
+        resting = self._resting
+        resting[session] = None
+        resting.move_to_end(session)
+        while len(resting) > _RESTING:
+            other, _ = resting.popitem(last=False)
+            if not (
+                other._users
+                or other._ended is not None
+                or other._hasChanges()
+                or other._isPinned()
+                or type(other).expiring is not self._plain.expiring
+            ):
+                self._touches.pop(other, None)
+                self.touchNow(other)
+                self.forget(other)
+                self._due.forget(other)
+
+    def unused(self, session: Session) -> None:
+        """
+        Perhaps nothing needs it any more.
+        """
+        if not session._users and self.sessions.get(session.uid) is session:
+            session._users = 1
+            self.release(session)
+
+    # -- committing -----------------------------------------------------------
+
+    def isStored(self, session: Session) -> bool:
+        """
+        Whether it can be seen at a glance, as most often, that L{store} would
+        find nothing to do.
+        """
+        if session._ended is not None or self._isBusy(session) or not session._isUntouched():
+            return False
+        return self.local if session._record is None else not self._isTouchDue(session)
+
+    def store(self, session: Session) -> Deferred[None] | None:
+        """
+        Store what the client of a response will take for stored: what was
+        changed, and that the session was used.
+
+        @return: as L{commit}, or L{None} if there is nothing to wait for.
+        """
+        rare = session._rare
+        if session._ended is not None:
+            # Known by the store, it may still be calling back: one of the
+            # callbacks may be what finishes this response.
+            if rare is not None and rare.forgotten:
+                return None
+            return self.commit(session)
+        if session._isCommitting:
+            return self.commit(session)
+        if session._record is None:
+            # An empty session on a store in memory is stored when it is not
+            # empty any more: nothing but this process could find it there.
+            isWanted = self.settings.createOn == "access" and not self.local
+            if not isWanted and not session._hasChanges():
+                return None
+        stored = self._commit(session)
+        if stored is None and session._ended is None and self._isTouchDue(session):
+            return self.touchNow(session)
+        return stored
+
+    def _isTouchDue(self, session: Session) -> bool:
+        # Whether this use is worth a write of its own.
+        record = session._record
+        return record is not None and touchIsDue(
+            session.lastModified, record.touched, session._idle()
+        )
+
+    def commit(self, session: Session) -> Deferred[None]:
+        if session._ended is not None:
+            if session._rare is not None and session._rare.finished:
+                if session._data is not None and session._data.isDirty:
+                    return fail(SessionGone("the session ended before it was stored"))
+                return succeed(None)
+            return self.end(session, session._ended)
+        if session._isCommitting:
+            # What is under way may lack what was changed since.
+            waiter: Deferred[None] = Deferred()
+            session._more().waiting.append(waiter)
+            return waiter.addCallback(
+                lambda _: self.commit(session) if session._hasChanges() else None
+            )
+        return self._commit(session) or succeed(None)
+
+    def _commit(self, session: Session) -> Deferred[None] | None:
+        """
+        L{commit} a session that is alive and of which no commit is under way.
+
+        @return: L{None} if it is stored.
+        """
+        try:
+            change = session._change(self._token, self.seconds())
+        except (TypeError, SessionTooLarge):
+            self._drop(session)
+            return fail()
+        if change is None:
+            return None
+        if session.uid not in self.sessions:
+            self._enliven(session)  # made with createOn="write"
+        self._touches.pop(session, None)
+        if self.local:
+            try:
+                self._sent(session, change, self.link.commitNow(change))
+            except SessionGone:
+                self.lost(session)
+                return fail()
+            except SessionError:
+                self._drop(session)
+                return fail()
+            self._arrived(session)
+            if not session._users:
+                self._rest(session)
+            return None
+        return self._send(session, change)
+
+    def _send(self, session: Session, change: Change) -> Deferred[None]:
+        self._awaken()
+        result: Deferred[None] = Deferred()
+        session._isCommitting = True
+        self.link.commitThen(change, partial(self._committed, session, change, result))
+        return result
+
+    async def take(self, session: Session, name: str) -> bytes | None:
+        """
+        Remove a stored value, unless another process has done so.
+
+        @param name: with its prefix.
+        @return: the value, encoded, or L{None} if there is none (any more).
+        @raise SessionError: as L{commit}.
+        """
+        await self.commit(session)
+        while self._isBusy(session):
+            await self.commit(session)
+        record = session._record
+        encoded = None if record is None else record.fields.get(name)
+        if record is None or encoded is None:
+            return None
+        change = Change(
+            record.key, self._token(), remove=frozenset((name,)), expect={name: encoded}
+        )
+        try:
+            await self._send(session, change)
+        except Conflict:
+            await self.refresh(session)
+            return None
+        return encoded
+
+    def _committed(
+        self,
+        session: Session,
+        change: Change,
+        result: Deferred[None],
+        outcome: Record | Exception,
+    ) -> None:
+        if not isinstance(outcome, Exception):
+            try:
+                self._sent(session, change, outcome)
+                self._arrived(session)
+            except Exception as error:  # of a component, perhaps
+                outcome = error
+        isGone = isinstance(outcome, SessionGone)
+        if isGone and not session._isPinned():
+            self.lost(session)
+        elif isinstance(outcome, Exception) and not isinstance(outcome, Conflict):
+            self._drop(session)
+        session._isCommitting = False
+        waiting = [result]
+        if session._rare is not None and session._rare.waiting:
+            waiting += session._rare.waiting
+            session._rare.waiting = []
+        for waiter in waiting:
+            if isinstance(outcome, Exception):
+                waiter.errback(outcome)
+            else:
+                waiter.callback(None)
+        if isGone:
+            self._missing(session)
+        self.unused(session)
+
+    def _drop(self, session: Session) -> None:
+        """
+        A commit failed: what was not stored is forgotten, so that this process
+        agrees with the others.
+        """
+        rare = session._more()
+        rare.losses += 1  # whoever uses it now must not say that it is saved
+        if session._data is not None:
+            session._data.revert()
+        rare.principal = rare.idle = UNSET
+        rare.login = False
+        if rare.rotated:
+            self._unrotate(session)
+        if not self.local and not session._isPinned():
+            self.forget(session)
+
+    # -- ids ------------------------------------------------------------------
+
+    def rotate(self, session: Session) -> bytes:
+        exchange = session._exchange
+        if exchange is not None and session._users == 1 and exchange.request.startedWriting:
+            raise TooLateForSession(
+                "the response's headers have left, so the new id cannot be sent any more:"
+                " rotate() and login() come before the first write()"
+            )
+        old, new = session.uid, makeUid(self.entropy)
+        if self.sessions.get(old) is session:
+            del self.sessions[old]
+            self.sessions[new] = session
+        session.uid = new
+        if session._record is not None:
+            session._more().rotated = True
+            # Requests under way that came with the old id go on with this.
+            self._moving[old] = session
+        self.changed(session)
+        return new
+
+    def _arrived(self, session: Session) -> None:
+        if not self._moving:
+            return
+        for old in [uid for uid, moving in self._moving.items() if moving is session]:
+            if session._rare is None or not session._rare.rotated:
+                del self._moving[old]
+
+    def _unrotate(self, session: Session) -> None:
+        assert session._rare is not None and session._record is not None
+        wasLive = self.sessions.get(session.uid) is session
+        self.forget(session)
+        for old in [uid for uid, moving in self._moving.items() if moving is session]:
+            del self._moving[old]
+            if keyOf(old) == session._record.key:
+                session.uid = old
+        session._rare.rotated = False
+        if wasLive:
+            self.sessions[session.uid] = session
+
+    def bind(self, session: Session, principal: str) -> Deferred[None]:
+        return self.logins.bind(session, principal)
+
+    # -- ending ---------------------------------------------------------------
+
+    def end(self, session: Session, reason: str) -> Deferred[None]:
+        rare = session._rare
+        wasLive = self.sessions.get(session.uid) is session
+        if session._ended is None:
+            session._ended = reason
+            self.forget(session)
+            self._touches.pop(session, None)
+        else:
+            reason = session._ended
+            if rare is not None and rare.forgotten:
+                return succeed(None)  # from a callback, or later
+            wasLive = True
+        if session._isCommitting:
+            again: Deferred[None] = Deferred()
+            session._more().waiting.append(again)
+            # Whether the commit under way succeeds or not, the end follows.
+            return again.addBoth(lambda _: self.end(session, reason))
+        if rare is not None and rare.ending:
+            waiter: Deferred[None] = Deferred()
+            rare.waiting.append(waiter)
+            return waiter
+        return self._endStored(session, reason, wasLive)
+
+    def _endStored(self, session: Session, reason: str, wasLive: bool) -> Deferred[None]:
+        record = session._record
+        if record is None and not (self.deliverer.isListening and wasLive):
+            self._finish(session)
+            return succeed(None)
+        now = self.seconds()
+        try:
+            change = session._change(self._token, now, whole=True)
+        except (TypeError, SessionTooLarge):
+            # It ends all the same, with what is stored already.
+            if session._data is not None:
+                session._data.revert()
+            change = session._change(self._token, now, whole=True)
+        assert change is not None
+        change.newKey = None
+        change.end = reason
+        if self.local:
+            try:
+                self.link.commitNow(change)
+            except SessionError as error:
+                if isinstance(error, StoreError):
+                    return fail(error)
+            self._finish(session)
+            self.deliverer.poke()
+            return succeed(None)
+        rare = session._more()
+        result: Deferred[None] = Deferred()
+        rare.waiting.append(result)
+        rare.ending = True
+
+        def done(outcome: object) -> None:
+            rare.ending = False
+            waiting, rare.waiting = rare.waiting, []
+            if isinstance(outcome, Failure) and not outcome.check(SessionGone):
+                for waiter in waiting:
+                    waiter.errback(outcome)
+                return
+            self._finish(session)
+            self.deliverer.poke()
+            for waiter in waiting:
+                waiter.callback(None)
+
+        self.link.commit(change).addBoth(done)
+        return result
+
+    def _finish(self, session: Session) -> None:
+        session._more().forgotten = True
+        self._unwatch(session)
+        self._arrived(session)
+        for old in [uid for uid, moving in self._moving.items() if moving is session]:
+            del self._moving[old]
+        session._finish()
+
+    def lost(self, session: Session) -> None:
+        """
+        The store says that the session has ended.
+        """
+        if session._ended is None:
+            if session._data is not None and session._data.isDirty:
+                session._more().losses += 1
+            session._ended = session._reason()
+            self.forget(session)
+            self._touches.pop(session, None)
+            self._finish(session)
+
+    def fellDue(self, session: Session) -> None:
+        record = session._record
+        if record is None:
+            self.end(session, session._reason())
+        elif self.local and record.deadline <= self.seconds():
+            # The store's own sweep ends the record, at the same time.
+            self.lost(session)
+        elif self.local:
+            # The clock was set back: the record has a use of a later time.
+            self.end(session, session._reason())
+        else:
+            self._ask(session)
+
+    def _ask(self, session: Session) -> None:
+        # A clock or a hint only asks; the store decides.
+        record = session._record
+        assert record is not None
+
+        def answered(found: Record | None) -> None:
+            if self._isSettled(session, record):
+                return
+            if found is None:
+                self._missing(session)
+            else:
+                session._adopt(self._here(found))
+                session.lastModified = max(session.lastModified, session._record.touched)  # type: ignore[union-attr]
+                self.queue(session)
+
+        self.link.load(record.key).addCallbacks(answered, lambda _: self._askLater(session))
+
+    def _isSettled(self, session: Session, record: Record) -> bool:
+        # Something that is newer than the question has answered it.
+        return (
+            session._ended is not None
+            or self._isBusy(session)
+            or session._record is None
+            or session._record.key != record.key
+        )
+
+    def _missing(self, session: Session) -> None:
+        """
+        The store has nothing under the session's key: it has ended, or another
+        process has given it a new id, which only its browser knows.
+        """
+        record = session._record
+        if record is None or not session._isPinned() or PRINCIPALS not in self.link.capabilities:
+            self.lost(session)
+            return
+        self.forget(session)
+
+        def answered(found: Record | None) -> None:
+            if self._isSettled(session, record):
+                return
+            if found is None:
+                self.lost(session)
+                return
+            self._unwatch(session)
+            # Whoever comes with the id of old is a stranger.
+            session.uid = makeUid(self.entropy)
+            session._adopt(self._here(found))
+            self._moved[found.seed] = session
+            self._hold(session)
+            self._watch(session)
+
+        self.link.withHandle(record.handle).addCallbacks(
+            answered, lambda _: self._askLater(session)
+        )
+
+    def _askLater(self, session: Session) -> None:
+        self._asking.append(session)
+        self._askTask.by(self.seconds() + self.settings.sweepInterval)
+
+    def _askAgain(self, now: float) -> float | None:
+        asking, self._asking = self._asking, []
+        for session in asking:
+            if session._ended is None and session._record is not None:
+                self._ask(session)
+        return None
+
+    def _heard(self, keys: Sequence[bytes] | None) -> None:
+        # See ISessionStore.watch.
+        if keys is None:
+            keys = list(self._watched)
+        for key in keys:
+            session = self._watched.get(key)
+            if session is not None and not self._isBusy(session):
+                self._ask(session)
+
+    def _poll(self) -> None:
+        # A store that gives no hints is asked, some sessions at a time.
+        for _ in range(min(_POLL, len(self._watched))):
+            key, session = next(iter(self._watched.items()))
+            del self._watched[key]
+            self._watched[key] = session  # to the end
+            if not self._isBusy(session):
+                self._ask(session)
+
+    def _unwatch(self, session: Session) -> None:
+        record = session._record
+        if record is not None and self._watched.get(record.key) is session:
+            del self._watched[record.key]
+        if record is not None and self._moved.get(record.seed) is session:
+            del self._moved[record.seed]
+
+    # -- sweeping -------------------------------------------------------------
+
+    def _awaken(self) -> None:
+        if not self.local:  # also earlier than it was, if the clock was set back
+            self._sweepTask.by(self.seconds() + self.settings.sweepInterval)
+
+    def start(self) -> None:
+        """
+        Begin to look for sessions that fell due.
+        """
+        self.alarm.start()
+        self._awaken()
+        self.deliverer.poke()
+
+    def _sweep(self, now: float) -> float | None:
+        interval = self.settings.sweepInterval
+        if self.local:
+            # The store answers at once, and knows the next deadline exactly.
+            started = self.seconds()
+            while True:
+                swept = self._sweepNow()
+                if not swept.more or self.seconds() - started > SLICE:
+                    break
+            if swept.ended:
+                self.deliverer.poke()
+            return now if swept.more else (None if swept.wait is None else now + swept.wait)
+
+        def done(swept: Any) -> None:
+            if swept.ended:
+                self.deliverer.poke()
+            if not self._hasHints:
+                self._poll()
+            self._sweepTask.by(self.seconds() + (0.0 if swept.more else interval))
+
+        def failed(failure: Failure) -> None:
+            self._sweepTask.by(self.seconds() + interval)
+
+        if self._hasHints and not self._isWatching:
+            self._isWatching = True
+            self.link.watch(self._heard).addErrback(lambda _: setattr(self, "_isWatching", False))
+        self.link.sweep(256).addCallbacks(done, failed)
+        return None
+
+    def _sweepNow(self) -> Any:
+        result: list[Any] = []
+        self.link.sweep(_STEP).addCallback(result.append)
+        return result[0]
+
+    # -- from outside a request -----------------------------------------------
+
+    async def endRecord(self, record: Record, reason: str) -> bool:
+        """
+        End a session of which only the record is known.
+        """
+        for live in list(self.sessions.values()) if record.key in self._liveKeys() else ():
+            if live._record is not None and live._record.seed == record.seed:
+                await self.end(live, reason)
+                return True
+        try:
+            await self.link.commit(Change(record.key, self._token(), end=reason))
+        except SessionGone:
+            return False
+        self.deliverer.poke()
+        return True
+
+    def _liveKeys(self) -> set[bytes]:
+        return {live._record.key for live in self.sessions.values() if live._record is not None}
+
+    async def expireHandle(self, handle: bytes) -> bool:
+        """
+        End the session with that handle.
+        """
+        record = await self.link.withHandle(handle)
+        return record is not None and await self.endRecord(record, "revoked")
+
+    async def flush(self) -> None:
+        """
+        Store all that is not stored yet.
+        """
+        waits: list[Deferred[Any]] = []
+        while self._touches:
+            session, _ = self._touches.popitem()
+            if not session._hasChanges():
+                touched = self.touchNow(session)
+                if touched is not None:
+                    waits.append(touched)
+        for session in list(self.sessions.values()):
+            if session._hasChanges() or self._isBusy(session):
+                waits.append(self.commit(session))
+        for succeeded, outcome in await DeferredList(waits, consumeErrors=True):
+            if not succeeded and not outcome.check(SessionGone):
+                outcome.raiseException()
+
+    async def stop(self, within: float = 5.0) -> None:
+        """
+        When requests under way are done (or C{storeTimeout} is over), flush, for
+        C{within} seconds at the most, and leave no delayed call.
+        """
+        moments = int(self.settings.storeTimeout / _MOMENT)
+        while not self.local and moments and self._underWay():
+            moments -= 1  # no more will come, so they are soon done
+            await deferLater(self.reactor, _MOMENT, lambda: None)
+        flushed = Deferred.fromCoroutine(self.flush())
+        if not flushed.called:
+            flushed.addTimeout(within, self.reactor)
+        try:
+            await flushed
+        except Exception as error:
+            self._log.error("not all sessions could be stored: {error}", error=error)
+        self.deliverer.stop()
+        self.alarm.stop()
+
+    def _underWay(self) -> bool:
+        """
+        Whether a request waits for its session, or a response for its commit.
+        """
+        return self._loading > 0 or any(
+            session._users and session._exchange is not None and not session._exchange.isOpen
+            for session in self.sessions.values()
+        )
+
+    def exclusive(self, session: Session, timeout: float | None) -> Exclusive:
+        exclusive = super().exclusive(session, timeout)
+        exclusive.link = self.link
+        return exclusive
+
+    def refresh(self, session: Session) -> Deferred[None]:
+        if self.local or session._record is None:
+            return succeed(None)
+
+        def loaded(record: Record | None) -> None:
+            if record is None:
+                self.lost(session)
+                raise SessionGone("the session has ended")
+            session._adopt(self._here(record))
+
+        return self.link.load(session._record.key).addCallback(loaded)
