@@ -154,6 +154,7 @@ def write(text: str, command: str, scale: int, rounds: int) -> None:
         f'each measure in a process of its own; {scale:,} sessions where it says "of many".\n'
         f"Python {platform.python_version()}, Twisted {twisted.__version__},"
         f" SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores, {platform.machine()}.\n"
-        "Times are CPU time of the measured process; only the ratios mean anything elsewhere.\n\n"
+        "Times are CPU time of the measured process, and web servers have a core to themselves;\n"
+        "only the ratios mean anything elsewhere.\n\n"
     )
     (ROOT / "benchmarks" / "RESULTS.rst").write_text(head + text)
