@@ -173,9 +173,6 @@ class StoreLink:
             except SessionError:
                 return fail()
         self.loads += 1
-        refusal = self._refusal()
-        if refusal is not None:
-            return fail(refusal)
         return self._promised(self._loadLane, key)
 
     def loadThen(self, key: bytes, then: _Then) -> None:
@@ -186,11 +183,7 @@ class StoreLink:
             before this returns.
         """
         self.loads += 1
-        refusal = self._refusal()
-        if refusal is None:
-            self._gather(self._loadLane, key, then)
-        else:
-            then(refusal)
+        self._gather(self._loadLane, key, then)
 
     def commit(self, change: Change) -> Deferred[Record]:
         """
@@ -207,9 +200,6 @@ class StoreLink:
             except SessionError:
                 return fail()
         self.commits += 1
-        refusal = self._refusal()
-        if refusal is not None:
-            return fail(refusal)
         return self._promised(self._commitLane, change)
 
     def commitThen(self, change: Change, then: _Then) -> None:
@@ -220,11 +210,7 @@ class StoreLink:
             this returns.
         """
         self.commits += 1
-        refusal = self._refusal()
-        if refusal is None:
-            self._gather(self._commitLane, change, then)
-        else:
-            then(refusal)
+        self._gather(self._commitLane, change, then)
 
     def settle(self, verdict: Verdict) -> Deferred[bool]:
         """
@@ -234,9 +220,6 @@ class StoreLink:
         """
         if self.local:
             return self._pass("settle", [verdict]).addCallback(lambda held: held[0])
-        refusal = self._refusal()
-        if refusal is not None:
-            return fail(refusal)
         return self._promised(self._settleLane, verdict)
 
     def publish(self, message: Message) -> Deferred[None]:
@@ -250,11 +233,9 @@ class StoreLink:
         """
         if self.local:
             return self._pass("publish", [message]).addCallback(_outcome)
-        refusal = self._refusal()
-        if refusal is None and self._said >= _SAID:
-            refusal = StoreUnavailable(f"{self._said} bytes of messages wait for the store already")
-        if refusal is not None:
-            return fail(refusal)
+        if self._said >= _SAID:
+            waiting = f"{self._said} bytes of messages wait for the store already"
+            return fail(StoreUnavailable(waiting))
         size = len(message.payload)
         self._said += size
 
@@ -436,7 +417,14 @@ class StoreLink:
         call = self._gather(lane, item, partial(_tell, deferred))
         return deferred
 
-    def _gather(self, lane: _Lane, item: object, then: _Then) -> _Call:
+    def _gather(self, lane: _Lane, item: object, then: _Then) -> _Call | None:
+        """
+        @return: L{None} if it is refused; C{then} has been told.
+        """
+        refusal = self._refusal()
+        if refusal is not None:
+            then(refusal)
+            return None
         call = _Call(self._reactor.seconds(), item, then)
         if lane is self._loadLane:
             first = lane.gathered.setdefault(item, call)
@@ -451,11 +439,11 @@ class StoreLink:
             self._leave(lane)
         return call
 
-    def _forget(self, lane: _Lane, call: _Call) -> None:
+    def _forget(self, lane: _Lane, call: _Call | None) -> None:
         """
         Nobody waits for a load any more. What has not left does not leave.
         """
-        if lane is not self._loadLane or call.then is None:
+        if lane is not self._loadLane or call is None or call.then is None:
             return  # what is handed in cannot be taken back
         call.then = None
         self._waiting -= 1

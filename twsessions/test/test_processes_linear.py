@@ -82,8 +82,9 @@ async def main(reactor):
     ]
     for _ in range(50):
         try:
-            await store.commit(births)  # one process's births are the others' collisions
-            break
+            born = await store.commit(births)  # one process's births are the others' collisions
+            if not any(isinstance(outcome, StoreUnavailable) for outcome in born):
+                break
         except StoreUnavailable:
             await task.deferLater(reactor, 0.05, lambda: None)
     print("up", flush=True)

@@ -13,7 +13,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
-from twisted.python.components import registerAdapter
+from twisted.python.components import Componentized, registerAdapter
 from twisted.python.failure import Failure
 from twisted.web.server import Session as StockSession
 from twisted.web.server import Site
@@ -479,6 +479,11 @@ def test_twistedsDictionariesAreThere(web: Web) -> None:
     assert not session._isPinned()
     session.sessionNamespaces["old"] = "style"
     assert session.sessionNamespaces == {"old": "style"} and session._isPinned()
+    session.sessionNamespaces = {"new": "one"}
+    assert session.sessionNamespaces == {"new": "one"}
+    Componentized.__init__(session)  # as a subclass may call it
+    session.setComponent(ICounter, Counter(session))
+    assert isinstance(ICounter(session), Counter) and session._adapterCache
 
 
 # A mapping

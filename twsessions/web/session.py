@@ -11,6 +11,7 @@ L{keeper's<twsessions.web.keeper.Keeper>}.
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterator, MutableMapping, ValuesView
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred, succeed
@@ -160,7 +161,7 @@ class Session(server.Session, MutableMapping[str, Any]):
         self.queued: float | None = None
 
     @property
-    def _adapterCache(self) -> dict[str, object]:  # type: ignore[override]
+    def _adapterCache(self) -> dict[str, object]:
         """
         Where Componentized keeps components.
         """
@@ -169,13 +170,16 @@ class Session(server.Session, MutableMapping[str, Any]):
             components = self._cache = {}
         return components
 
-    @property
+    @_adapterCache.setter
+    def _adapterCache(self, components: dict[str, object]) -> None:
+        self._cache = components
+
+    @cached_property
     def sessionNamespaces(self) -> dict[str, Any]:  # type: ignore[override]
         """
         As Twisted: a dictionary of this process.
         """
-        namespaces: dict[str, Any] = self.__dict__.setdefault("sessionNamespaces", {})
-        return namespaces
+        return {}
 
     def __repr__(self) -> str:
         state = self._ended or ("new" if self.isNew else "alive")
