@@ -890,6 +890,35 @@ def test_aLogoutThatFailedCanBeAskedForAgainInTheSameRequest(
     assert browser.cookies == {}
 
 
+def test_whatAProducerChangesBehindTheGateIsStored(world: World, browser: Browser) -> None:
+    """
+    The response was held, and is let go of: the producer runs only now, and the
+    end of the response waits for what it changed.
+    """
+
+    class Late:
+        def __init__(self, session: Any) -> None:
+            self.session = session
+
+        def resumeProducing(self) -> None:
+            self.session["k"] = "late"
+
+        def stopProducing(self) -> None:
+            pass
+
+    def page(request: Any) -> int:
+        session = request.getSession()
+        session["k"] = "early"
+        request.write(b"x")
+        request.registerProducer(Late(session), False)
+        request.unregisterProducer()
+        request.finish()
+        return NOT_DONE_YET
+
+    assert world.visit(browser, page).body == b"x"
+    assert world.read(browser.jar) == "late"
+
+
 def test_expiringFromACallbackFiresItsDeferred(world: World, browser: Browser) -> None:
     """
     Re-entrant, with a store that takes its time.
