@@ -11,7 +11,11 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["freePort", "missing"]
+__all__ = ["PATIENCE", "freePort", "missing"]
+
+# Seconds that a store waits for its server in tests which are not about that:
+# the machine may have other things to do.
+PATIENCE = 10.0
 
 # Below the ports that systems give out by themselves: nobody's connection can
 # take one between our look and the server's start. 10000 above lie the second

@@ -196,6 +196,15 @@ class Cluster:
             until(replicate, "a replica knows its master")
         until(self.isWhole, "the cluster is up")
 
+    def fail(self, after: float) -> None:
+        """
+        Have a node that does not answer taken for dead.
+
+        @param after: seconds.
+        """
+        for server in self.servers:
+            server.call("CONFIG", "SET", "cluster-node-timeout", int(after * 1000))
+
     def isWhole(self) -> bool:
         """
         Whether every living node takes every slot to be served, and every

@@ -16,6 +16,7 @@ from twisted.internet import reactor
 from twsessions.interfaces import Swept
 from twsessions.stores.memcached import MemcachedStore
 from twsessions.test.memcachedserver import Client, Server
+from twsessions.test.real import PATIENCE
 from twsessions.testing.contract import StoreContractMixin
 
 _run = pytest_twisted.ensureDeferred
@@ -46,7 +47,9 @@ class _OnServers(StoreContractMixin):
 
     async def reopen(self, store: object) -> MemcachedStore:
         addresses = [("127.0.0.1", server.port) for server in self.servers[: self.count]]
-        return MemcachedStore(reactor, addresses, self.clock.seconds, self.prefix)
+        return MemcachedStore(
+            reactor, addresses, self.clock.seconds, self.prefix, timeout=PATIENCE
+        )
 
     def clients(self) -> Iterator[Client]:
         for server in self.servers[: self.count]:

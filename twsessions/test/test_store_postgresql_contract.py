@@ -12,7 +12,7 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from twsessions.test.postgresserver import Server
-from twsessions.test.real import missing
+from twsessions.test.real import PATIENCE, missing
 from twsessions.testing.contract import StoreContractMixin
 
 try:
@@ -53,7 +53,7 @@ class TestPostgreSQLStore(StoreContractMixin, run=pytest_twisted.ensureDeferred)
         return await self.reopen(None)
 
     async def reopen(self, store: object) -> PostgreSQLStore:
-        target = parse(self.server.url().partition(":")[2])
+        target = parse(self.server.url(f"?timeout={PATIENCE}").partition(":")[2])
         return PostgreSQLStore(reactor, target, self.clock.seconds)
 
     async def rawBytes(self, store: PostgreSQLStore) -> bytes:

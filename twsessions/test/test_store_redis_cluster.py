@@ -29,6 +29,7 @@ from twsessions.stores._redis.subscription import Subscription
 from twsessions.stores.link import StoreLink
 from twsessions.stores.redis import RedisStore
 from twsessions.test.ear import Ear, numbered
+from twsessions.test.real import PATIENCE
 from twsessions.test.redismodel import Play, insist
 from twsessions.test.redisserver import Cluster, Server, until
 from twsessions.testing.contract import StoreContractMixin, change, create, newKey
@@ -45,6 +46,7 @@ def cluster() -> Iterator[Cluster]:
     made = Cluster()
     try:
         made.start()
+        made.fail(after=15.0)
         TestContract.cluster = made
         yield made
     finally:
@@ -103,7 +105,7 @@ class TestContract(StoreContractMixin, run=pytest_twisted.ensureDeferred):
         return await self.reopen(None)
 
     async def reopen(self, store: object) -> RedisStore:
-        return storeOn(self.cluster, skew=self.clock.seconds, prefix=self.prefix)
+        return storeOn(self.cluster, PATIENCE, skew=self.clock.seconds, prefix=self.prefix)
 
     async def corrupt(
         self, store: RedisStore, key: bytes, mutate: Callable[[bytes], bytes]
@@ -135,6 +137,7 @@ class Place:
 
 @pytest_twisted.async_yield_fixture
 async def place(cluster: Cluster) -> AsyncIterator[Place]:
+    cluster.fail(after=0.7)
     empty(cluster)
     made = Place(cluster)
     yield made

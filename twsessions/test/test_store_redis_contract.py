@@ -15,6 +15,7 @@ from twisted.internet import reactor
 from twsessions.stores._redis.link import Dialer, Login
 from twsessions.stores._redis.route import Single
 from twsessions.stores.redis import RedisStore
+from twsessions.test.real import PATIENCE
 from twsessions.test.redisserver import Server
 from twsessions.testing.contract import StoreContractMixin
 
@@ -36,7 +37,7 @@ class TestRedisStore(StoreContractMixin, run=pytest_twisted.ensureDeferred):
         return await self.reopen(None)
 
     async def reopen(self, store: object) -> RedisStore:
-        dialer = Dialer(reactor, 1.5, Login())
+        dialer = Dialer(reactor, PATIENCE, Login())
         route = Single(dialer, ("127.0.0.1", self.server.port))
         return RedisStore(route, skew=self.clock.seconds)
 

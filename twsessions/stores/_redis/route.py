@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from binascii import crc_hqx
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from hiredis import ReplyError
 from twisted.internet.defer import Deferred
 
 from twsessions.errors import StoreUnavailable
+from twsessions.stores._hedge import firstOf
 from twsessions.stores._redis.link import Dialer, Login, Server
 from twsessions.stores._redis.scripts import Script
 from twsessions.stores._redis.wire import Wire, command, explain
@@ -270,31 +272,22 @@ class Sentinels(Single):
         return wire
 
     async def _master(self) -> Address:
-        said = "no Sentinel answers"
-        for sentinel in tuple(self._sentinels):
-            # To the end of the list, unless it answers: the next try may have
-            # no time for one that hangs.
-            self._sentinels.remove(sentinel)
-            self._sentinels.append(sentinel)
-            try:
-                wire = await self.dialer.dial(*sentinel, login=self._login)
-            except StoreUnavailable as error:
-                said = f"{said}; {error}"
-                continue
-            try:
-                question = command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
-                deadline = self.reactor.seconds() + self.timeout
-                (reply,) = await wire.ask(question, 1, deadline)
-                if isinstance(reply, list) and len(reply) == 2:
-                    self._sentinels.remove(sentinel)
-                    self._sentinels.insert(0, sentinel)
-                    return reply[0].decode("ascii"), int(reply[1])
-                said = f"{said}; one does not know of that service"
-            except StoreUnavailable as error:
-                said = f"{said}; {error}"
-            finally:
-                wire.drop("a Sentinel has been asked")
-        raise StoreUnavailable(said)
+        asked = [partial(self._masterBy, sentinel) for sentinel in self._sentinels]
+        return await firstOf(self.reactor, self.timeout, asked)
+
+    async def _masterBy(self, sentinel: Address) -> Address:
+        wire = await self.dialer.dial(*sentinel, login=self._login)
+        try:
+            question = command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
+            deadline = self.reactor.seconds() + self.timeout
+            (reply,) = await wire.ask(question, 1, deadline)
+            if not isinstance(reply, list) or len(reply) != 2:
+                raise StoreUnavailable("a Sentinel does not know of that service")
+            # The next time it is asked first.
+            self._sentinels.sort(key=sentinel.__ne__)
+            return reply[0].decode("ascii"), int(reply[1])
+        finally:
+            wire.drop("a Sentinel has been asked")
 
 
 def _evenTags(count: int) -> list[bytes]:
@@ -333,7 +326,8 @@ class Cluster(Route):
         self._refreshed = 0.0
         self._refreshing: list[Deferred[None]] | None = None
         self._isStale = True
-        self._avoided: set[Address] = set()  # by those that need a connection of their own
+        self._isClosed = False
+        self._said = ""  # by the last node that was asked for the map in vain
 
     def server(self, ask: Ask) -> Server:
         """
@@ -355,26 +349,24 @@ class Cluster(Route):
             server = self._servers[address] = Server(
                 self.reactor, lambda: self.dialer.dial(*address), self.timeout, patient=False
             )
+            if self._isClosed:
+                server.close()
         return server
+
+    async def close(self) -> None:
+        """
+        See L{Route.close}.
+        """
+        self._isClosed = True
+        await super().close()
 
     async def connect(self) -> Wire:
         """
         See L{Route.connect}.
         """
         await self.prepare(self.reactor.seconds() + self.timeout)
-        error = StoreUnavailable("the Redis cluster has no node that answers")
-        for address in sorted(self._known(), key=self._avoided.__contains__):
-            if not self._isDown(address):
-                # Until it answers: the next try may have no time for one that hangs.
-                self._avoided.add(address)
-                try:
-                    wire = await self.dialer.dial(*address)
-                except StoreUnavailable as failed:
-                    error = failed
-                else:
-                    self._avoided.discard(address)
-                    return wire
-        raise error
+        dials = [partial(self.dialer.dial, *address) for address in self._known()]
+        return await firstOf(self.reactor, self.timeout, dials)
 
     async def prepare(self, deadline: float) -> None:
         """
@@ -398,7 +390,7 @@ class Cluster(Route):
                 for other in others:
                     other.callback(None)
         if not self._owners:
-            raise StoreUnavailable("no node of the Redis cluster answers")
+            raise StoreUnavailable(f"no node of the Redis cluster answers: {self._said}")
 
     def _isDown(self, address: Address) -> bool:
         server = self._servers.get(address)
@@ -413,38 +405,34 @@ class Cluster(Route):
         return sorted({*self._masters, *self._seeds}, key=badness)
 
     async def _refresh(self, deadline: float) -> None:
-        question = command("CLUSTER", "SLOTS")
-        known = self._known()
-        for address in known:
-            # One that hangs must not take the time of all; the last may take what is left.
-            limit = deadline
-            if address is not known[-1]:
-                limit = min(deadline, self.reactor.seconds() + self.timeout / 3)
-            try:
-                (reply,) = await self._serverAt(address).ask(question, 1, limit)
-                self._learn(reply, address)
-                break
-            except (StoreUnavailable, TypeError, ValueError, IndexError):
-                continue
+        asked = [partial(self._mapBy, address, deadline) for address in self._known()]
+        try:
+            self._owners = await firstOf(self.reactor, self.timeout, asked)
+        except StoreUnavailable as error:
+            self._said = str(error)
+        else:
+            self._masters = set(self._owners)
+            self._isStale = False
+            kept = {*self._masters, *self._seeds}
+            for address in [one for one in self._servers if one not in kept]:
+                self._servers.pop(address).close()
         self._refreshed = self.reactor.seconds()
 
-    def _learn(self, reply: Any, asked: Address) -> None:
+    async def _mapBy(self, asked: Address, deadline: float) -> list[Address]:
+        (reply,) = await self._serverAt(asked).ask(command("CLUSTER", "SLOTS"), 1, deadline)
         if isinstance(reply, ReplyError):
             raise explain(reply)
         owners: list[Address | None] = [None] * _SLOTS
-        for first, last, master, *_ in reply:
-            host = (master[0] or b"").decode("ascii")
-            address = (asked[0] if host in ("", "?") else host, int(master[1]))
-            owners[first : last + 1] = [address] * (last + 1 - first)
+        try:
+            for first, last, master, *_ in reply:
+                host = (master[0] or b"").decode("ascii")
+                address = (asked[0] if host in ("", "?") else host, int(master[1]))
+                owners[first : last + 1] = [address] * (last + 1 - first)
+        except (TypeError, ValueError, IndexError, AttributeError) as error:
+            raise StoreUnavailable("what answers is not a node of a Redis cluster") from error
         if len(owners) != _SLOTS or any(owners[slot] is None for slot in self._slots):
             raise StoreUnavailable("some slots of the Redis cluster are nobody's")
-        self._owners = [asked if owner is None else owner for owner in owners]
-        self._masters = set(self._owners)
-        self._isStale = False
-        kept = {*self._masters, *self._seeds}
-        self._avoided &= kept
-        for address in [one for one in self._servers if one not in kept]:
-            self._servers.pop(address).close()
+        return [asked if owner is None else owner for owner in owners]
 
     def redirect(self, ask: Ask, code: str, text: str) -> bool:
         """
