@@ -15,12 +15,12 @@ from twsessions.core.ids import handleOf
 from twsessions.core.lifecycle import deadlineOf, reasonAt
 from twsessions.errors import CorruptRecord, NewerFormat
 
-__all__ = ["FORMAT", "Record", "pack", "seedOf", "unpack"]
+__all__ = ["FORMAT", "Record", "fromBody", "pack", "seedOf", "toBody", "unpack"]
 
 FORMAT = 1
 """The format L{pack} writes; L{unpack} reads this one and all before it."""
 
-_SEED = 12  # after format, checksum, and what msgpack says of a list and of bytes
+_SEED = 3  # after what msgpack says of a list and of bytes
 _CHECK = 8  # bytes of checksum: against accidents, not against an attacker
 
 
@@ -113,11 +113,11 @@ class Record:
         )
 
 
-def pack(record: Record) -> bytes:
+def toBody(record: Record) -> bytes:
     """
-    All of a record but its key, as bytes: format, checksum, content.
+    All of a record but its key, as bytes.
     """
-    content: bytes = msgpack.packb(
+    body: bytes = msgpack.packb(
         (
             record.seed,
             record.created,
@@ -136,8 +136,37 @@ def pack(record: Record) -> bytes:
             record.token,
         )
     )
+    return body
+
+
+def fromBody(key: bytes, body: bytes) -> Record:
+    """
+    The record that L{toBody} made these bytes of.
+
+    @raise CorruptRecord: they are something else.
+    """
+    try:
+        values: list[Any] = msgpack.unpackb(body, use_list=True, strict_map_key=True)
+        return Record(key, *values)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise CorruptRecord("a session record that does not parse") from error
+
+
+def seedOf(body: bytes) -> bytes:
+    """
+    The seed, L{Record.seed}, in what L{toBody} has made: nothing is checked.
+    """
+    return body[_SEED : _SEED + 16]
+
+
+def pack(record: Record) -> bytes:
+    """
+    The same for where it may be changed by others, or read by another release:
+    format, checksum, body.
+    """
+    body = toBody(record)
     head = bytes((FORMAT,))
-    return head + _checksum(head, record.key, content) + content
+    return head + _checksum(head, record.key, body) + body
 
 
 def unpack(key: bytes, packed: bytes, now: float = 0.0) -> Record:
@@ -148,29 +177,18 @@ def unpack(key: bytes, packed: bytes, now: float = 0.0) -> Record:
     @raise NewerFormat: it is of a later release; leave it as it is.
     @raise CorruptRecord: it is nothing this package wrote under this key.
     """
-    head, check, content = packed[:1], packed[1 : 1 + _CHECK], packed[1 + _CHECK :]
+    head, check, body = packed[:1], packed[1 : 1 + _CHECK], packed[1 + _CHECK :]
     if not head or not 1 <= head[0]:
         raise CorruptRecord("not a session record")
-    if check != _checksum(head, key, content):
+    if check != _checksum(head, key, body):
         raise CorruptRecord("a session record whose checksum does not hold")
     if head[0] > FORMAT:
         raise NewerFormat(f"a session record of format {head[0]}; this release reads {FORMAT}")
-    try:
-        values: list[Any] = msgpack.unpackb(content, use_list=True, strict_map_key=True)
-        record = Record(key, *values)
-        record.asOf = now
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise CorruptRecord("a session record that does not parse") from error
+    record = fromBody(key, body)
+    record.asOf = now
     return record
 
 
-def seedOf(packed: bytes) -> bytes:
-    """
-    The seed, L{Record.seed}, in what L{pack} has made just so: nothing is checked.
-    """
-    return packed[_SEED : _SEED + 16]
-
-
-def _checksum(head: bytes, key: bytes, content: bytes) -> bytes:
+def _checksum(head: bytes, key: bytes, body: bytes) -> bytes:
     # The key is in it, so that a row copied to another key does not load.
-    return blake2b(content, digest_size=_CHECK, key=head + key).digest()
+    return blake2b(body, digest_size=_CHECK, key=head + key).digest()

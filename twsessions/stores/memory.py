@@ -16,7 +16,7 @@ from zope.interface import implementer
 from twsessions.core.deadlines import DeadlineQueue
 from twsessions.core.delta import Change, apply, isAlive
 from twsessions.core.ids import handleOf
-from twsessions.core.record import Record, pack, seedOf, unpack
+from twsessions.core.record import Record, fromBody, seedOf, toBody
 from twsessions.errors import IdCollision, NotSupported, SessionError, StoreUnavailable
 from twsessions.interfaces import (
     EVENTS,
@@ -66,14 +66,14 @@ class _Place:
         The record, unpacked if need be.
         """
         kept = self.kept
-        return unpack(self.key, kept) if isinstance(kept, bytes) else kept
+        return fromBody(self.key, kept) if isinstance(kept, bytes) else kept
 
     def cool(self) -> None:
         """
         Pack the record: nothing has changed it for a while.
         """
         if isinstance(self.kept, Record):
-            self.kept = pack(self.kept)
+            self.kept = toBody(self.kept)
 
     def seed(self) -> bytes:
         """

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-_DAY = 86400.0
+_DAY = 86400
 
 
 class _Rare:
