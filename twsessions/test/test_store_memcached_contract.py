@@ -47,9 +47,7 @@ class _OnServers(StoreContractMixin):
 
     async def reopen(self, store: object) -> MemcachedStore:
         addresses = [("127.0.0.1", server.port) for server in self.servers[: self.count]]
-        return MemcachedStore(
-            reactor, addresses, self.clock.seconds, self.prefix, timeout=PATIENCE
-        )
+        return MemcachedStore(reactor, addresses, self.clock.seconds, self.prefix, timeout=PATIENCE)
 
     def clients(self) -> Iterator[Client]:
         for server in self.servers[: self.count]:
