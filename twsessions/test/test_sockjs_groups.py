@@ -583,7 +583,7 @@ async def test_aProcessDies(processes: list[Process]) -> None:
     a = await processes[0].member("a")
     b = await processes[1].member("b")
     await until(a, "hello b")
-    b.send("many room b 20000")
+    b.send("many room b 5000")
     heard = [await a.message() for _ in range(50)]
     processes[1].process.send_signal(signal.SIGKILL)
     a.send("say room after")
