@@ -118,6 +118,7 @@ class Data(_Readable):
         "_maximum",
         "_offered",
         "_onCorrupt",
+        "_owner",
         "_read",
     )
 
@@ -140,14 +141,16 @@ class Data(_Readable):
         encoded: Mapping[str, bytes] = _EMPTY,
         *,
         maxValueBytes: int | None = None,
-        onCorrupt: Callable[[str, CorruptRecord], object] | None = None,
+        onCorrupt: Callable[[object, str, CorruptRecord], object] | None = None,
+        owner: object = None,
         describe: Callable[[str], str] = _asGiven,
     ) -> None:
         """
         @param encoded: the bytes of each stored key. Kept, never changed.
         @param maxValueBytes: how long one assigned value may be, encoded.
-        @param onCorrupt: called with a key and the error when the key's bytes
-            turn out not to be a value.
+        @param onCorrupt: called with C{owner}, a key and the error when the
+            key's bytes turn out not to be a value.
+        @param owner: whatever that needs to know.
         @param describe: how error messages name a key.
         """
         self._base = encoded
@@ -158,6 +161,7 @@ class Data(_Readable):
         self._offered = None
         self._maximum = maxValueBytes
         self._onCorrupt = onCorrupt
+        self._owner = owner
         self._describe = describe
 
     def __repr__(self) -> str:
@@ -185,7 +189,7 @@ class Data(_Readable):
         except CorruptRecord as error:
             read[key] = _CORRUPT
             if self._onCorrupt is not None:
-                self._onCorrupt(key, error)
+                self._onCorrupt(self._owner, key, error)
             raise KeyError(key) from None
         if _canChange(value):
             self._changing[key] = value
@@ -348,10 +352,10 @@ class Data(_Readable):
         base, touched = self._base, self._touched()
         changed = {key: encoded for key, encoded in touched.items() if encoded != base.get(key)}
         self._offered = changed or None
+        if None not in changed.values():
+            return cast("dict[str, bytes]", changed), _NO_KEYS
         removed = frozenset([key for key, encoded in changed.items() if encoded is None])
-        if removed:
-            changed = {key: encoded for key, encoded in changed.items() if encoded is not None}
-        return cast("dict[str, bytes]", changed), removed
+        return {key: one for key, one in changed.items() if one is not None}, removed
 
     @property
     def isDirty(self) -> bool:

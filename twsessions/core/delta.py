@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from twsessions.core.lifecycle import REASONS
 from twsessions.core.record import Record
@@ -37,6 +38,7 @@ class Unset:
 
 
 UNSET: Final = Unset()
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -88,9 +90,9 @@ class Change:
     key: bytes = field(repr=False)
     token: bytes = field(repr=False)
     birth: Birth | None = None
-    set: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    set: Mapping[str, bytes] = field(default_factory=lambda: _NOTHING, repr=False)
     remove: frozenset[str] = frozenset()
-    expect: Mapping[str, bytes | None] = field(default_factory=dict, repr=False)
+    expect: Mapping[str, bytes | None] = field(default_factory=lambda: _NOTHING, repr=False)
     idle: float | None | Unset = UNSET
     ownIdle: bool | Unset = UNSET
     principal: str | None | Unset = field(default=UNSET, repr=False)

@@ -151,7 +151,7 @@ class StoreLink:
         self._alone: dict[_Trip, None] = {}  # trips in no lane
         self._waiting = 0  # calls without an outcome
         self._timer: Any = None  # for the first of them; all have the same time
-        self._outcomes: deque[tuple[_Then, Any]] = deque()
+        self._outcomes: deque[Any] = deque()  # who is told, what; and so on
         self._isHandingOut = False
         self._failedInRow = 0
         self._openSince = 0.0
@@ -531,7 +531,8 @@ class StoreLink:
         if then is not None:
             call.then = None
             self._waiting -= 1
-            self._outcomes.append((then, outcome))
+            self._outcomes.append(then)
+            self._outcomes.append(outcome)
 
     def _handOut(self) -> None:
         if self._isHandingOut:
@@ -540,7 +541,7 @@ class StoreLink:
         try:
             while True:
                 while self._outcomes:
-                    then, outcome = self._outcomes.popleft()
+                    then, outcome = self._outcomes.popleft(), self._outcomes.popleft()
                     try:
                         then(outcome)
                     except Exception:

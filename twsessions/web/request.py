@@ -62,13 +62,9 @@ class SessionRequest(server.Request):
         owner = self.channel.site
         if not (owner._keeper or owner.keeper).local:
             lines = self.requestHeaders.getRawHeaders(b"cookie")
-            if lines is not None and Exchange(self, owner).load(lines, self._goOn):
+            if lines is not None and Exchange(self, owner).load(lines):
                 return
         self._below.process(self)
-
-    def _goOn(self) -> None:
-        if not self._disconnected:
-            self._below.process(self)
 
     @property
     def session(self) -> Session | None:
@@ -269,16 +265,22 @@ class Exchange:
     @ivar isOpen: the headers have left and nothing is held.
     """
 
-    # Few requests need more than the first four: the rest is set when it is.
-    _sent: tuple[Sent, Sent] | None = None  # what cookies there are: for plain, for secure
-    _loaded: dict[bytes, Session | None] | None = None
-    _awaited = 0  # answers
-    _outage: Exception | None = None
-    _held: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
-    _past: tuple[Session, ...] = ()  # ended in this request, and replaced
-    _failed = False
-    _slept = False
-    isOpen = False
+    __slots__ = (
+        "_awaited",
+        "_failed",
+        "_held",
+        "_loaded",
+        "_outage",
+        "_past",
+        "_sent",
+        "_slept",
+        "_slots",
+        "_then",
+        "isOpen",
+        "keeper",
+        "owner",
+        "request",
+    )
 
     _log = Logger()
 
@@ -286,7 +288,15 @@ class Exchange:
         self.request = request
         self.owner = owner
         self.keeper: StoreKeeper = owner._keeper or owner.keeper
-        self._slots: list[_Slot] = []
+        self._slots: tuple[_Slot, ...] = ()
+        self._sent: tuple[Sent, Sent] | None = None  # what cookies there are: plain, secure
+        self._loaded: dict[bytes, Session | None] | None = None
+        self._awaited = 0  # answers
+        self._then: Callable[[], object] | None = None  # instead of rendering the request
+        self._outage: Exception | None = None
+        self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        self._past: tuple[Session, ...] = ()  # ended in this request, and replaced
+        self._failed = self._slept = self.isOpen = False
 
     @property
     def policy(self) -> CookiePolicy:
@@ -308,14 +318,13 @@ class Exchange:
 
     # -- before rendering -----------------------------------------------------
 
-    def load(self, lines: Sequence[bytes], then: Callable[[], object]) -> bool:
+    def load(self, lines: Sequence[bytes], then: Callable[[], object] | None = None) -> bool:
         """
         Ask the store for every session that a cookie names.
 
         @param then: called when there is an answer to all; perhaps before this
-            returns.
-        @return: whether there is anything to ask for; if not, C{then} is not
-            called.
+            returns. By default the request is rendered.
+        @return: whether there is anything to ask for; if not, nothing is called.
         """
         self._sent = sent = self.owner.cookie.candidatesOf(lines)
         uids = dict.fromkeys(sent[0].uids + sent[1].uids)
@@ -324,13 +333,12 @@ class Exchange:
         self.request._exchange = self
         self._loaded = {}
         self._awaited = len(uids)
+        self._then = then
         for uid in uids:
-            self.keeper.loadThen(uid, partial(self._arrived, uid, then))
+            self.keeper.loadThen(uid, self._arrived)
         return True
 
-    def _arrived(
-        self, uid: bytes, then: Callable[[], object], outcome: Session | Exception | None
-    ) -> None:
+    def _arrived(self, uid: bytes, outcome: Session | Exception | None) -> None:
         if isinstance(outcome, Exception):
             if not isinstance(outcome, StoreUnavailable):
                 failure = Failure(outcome)
@@ -344,7 +352,11 @@ class Exchange:
             self.keeper.unused(outcome)  # the request is over
         self._awaited -= 1
         if not self._awaited:
-            then()
+            then, self._then = self._then, None
+            if then is not None:
+                then()
+            elif not self.request._disconnected:
+                self.request._below.process(self.request)
 
     # -- while rendering ------------------------------------------------------
 
@@ -380,7 +392,7 @@ class Exchange:
                 break
         else:
             slot = _Slot(secure)
-            self._slots.append(slot)
+            self._slots += (slot,)
         session = slot.session
         if session is not None:
             if session._ended is None:
@@ -490,7 +502,7 @@ class Exchange:
             waiting = self._commit()
             if waiting is not None:
                 self._held = [(action, args)]
-                waiting.addCallbacks(self._stored, self._refused).addErrback(self._unexpected)
+                waiting.addBoth(self._answered)
                 return
         action(*args)
 
@@ -567,7 +579,16 @@ class Exchange:
         both = DeferredList(waits, fireOnOneErrback=True, consumeErrors=True)
         return both.addErrback(first)
 
-    def _stored(self, _: object) -> None:
+    def _answered(self, outcome: object) -> None:
+        try:
+            if isinstance(outcome, Failure):
+                self._refused(outcome)
+            else:
+                self._stored()
+        except Exception:
+            self._log.failure("a request's session went wrong")
+
+    def _stored(self) -> None:
         held, self._held = self._held, None
         assert held is not None
         request = self.request
@@ -585,9 +606,6 @@ class Exchange:
                     self._held.extend(held)
                     return
             isChecked = isChecked and request.producer is None
-
-    def _unexpected(self, failure: Failure) -> None:
-        self._log.failure("a request's session went wrong", failure=failure)
 
     def _refused(self, failure: Failure) -> None:
         """

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +59,8 @@ def _forked() -> None:
 
 
 os.register_at_fork(after_in_child=_forked)
+
+_Then = Callable[[bytes, "Session | Exception | None"], None]
 
 
 class StoreKeeper(Keeper):
@@ -187,7 +188,7 @@ class StoreKeeper(Keeper):
         """
         loaded: Deferred[Session | None] = Deferred()
 
-        def tell(outcome: Session | Exception | None) -> None:
+        def tell(_: bytes, outcome: Session | Exception | None) -> None:
             if isinstance(outcome, Exception):
                 loaded.errback(outcome)
             else:
@@ -196,44 +197,27 @@ class StoreKeeper(Keeper):
         self.loadThen(uid, tell)
         return loaded
 
-    def loadThen(self, uid: bytes, then: Callable[[Session | Exception | None], None]) -> None:
+    def loadThen(self, uid: bytes, then: _Then) -> None:
         """
         L{load} without a Deferred, which every request would have to pay for.
 
-        @param then: called with the session, L{None} or the exception; perhaps
-            before this returns.
+        @param then: called with C{uid}, and with the session, L{None} or the
+            exception; perhaps before this returns.
         """
         if self.local:
-            then(self.found(uid))
+            then(uid, self.found(uid))
             return
         if self.isStopping:
-            then(StoreUnavailable("the process is stopping"))
+            then(uid, StoreUnavailable("the process is stopping"))
             return
         self._awaken()
         live = self.sessions.get(uid) or self._moving.get(uid)
         if live is not None and live._record is None:
-            then(live)  # made here, its first commit under way
+            then(uid, live)  # made here, its first commit under way
             return
         key = keyOf(uid) if live is None or live._record is None else live._record.key
         self._loading += 1
-        self.link.loadThen(key, partial(self._loaded, uid, then))
-
-    def _loaded(
-        self,
-        uid: bytes,
-        then: Callable[[Session | Exception | None], None],
-        outcome: Record | Exception | None,
-    ) -> None:
-        self._loading -= 1
-        if isinstance(outcome, Exception):
-            then(outcome)
-            return
-        try:
-            session = self._attach(uid, outcome)
-        except Exception as error:  # of the site's sessionFactory
-            then(error)
-        else:
-            then(session)
+        self.link.loadThen(key, _Loading(self, uid, then))
 
     def _attach(self, uid: bytes, record: Record | None) -> Session | None:
         live = self.sessions.get(uid) or self._moving.get(uid)
@@ -279,12 +263,15 @@ class StoreKeeper(Keeper):
         return Data(
             {} if record is None else record.fields,
             maxValueBytes=self.settings.maxSessionBytes,
-            onCorrupt=partial(self._corrupt, session.uid),  # the session would make a cycle
+            onCorrupt=self._corrupt,
+            owner=session.uid,  # the session itself would make a cycle
             describe=withoutPrefix,
         )
 
-    def _corrupt(self, uid: bytes, name: str, error: Exception) -> None:
-        self._log.error(
+    @staticmethod
+    def _corrupt(uid: object, name: str, error: Exception) -> None:
+        assert isinstance(uid, bytes)
+        StoreKeeper._log.error(
             "session {name}: a stored value does not decode and reads as absent",
             name=logName(uid),
         )
@@ -538,7 +525,7 @@ class StoreKeeper(Keeper):
         self._awaken()
         result: Deferred[None] = Deferred()
         session._isCommitting = True
-        self.link.commitThen(change, partial(self._committed, session, change, result))
+        self.link.commitThen(change, _Committing(self, session, change, result))
         return result
 
     async def take(self, session: Session, name: str) -> bytes | None:
@@ -565,38 +552,6 @@ class StoreKeeper(Keeper):
             await self.refresh(session)
             return None
         return encoded
-
-    def _committed(
-        self,
-        session: Session,
-        change: Change,
-        result: Deferred[None],
-        outcome: Record | Exception,
-    ) -> None:
-        if not isinstance(outcome, Exception):
-            try:
-                self._sent(session, change, outcome)
-                self._arrived(session)
-            except Exception as error:  # of a component, perhaps
-                outcome = error
-        isGone = isinstance(outcome, SessionGone)
-        if isGone and not session._isPinned():
-            self.lost(session)
-        elif isinstance(outcome, Exception) and not isinstance(outcome, Conflict):
-            self._drop(session)
-        session._isCommitting = False
-        waiting = [result]
-        if session._rare is not None and session._rare.waiting:
-            waiting += session._rare.waiting
-            session._rare.waiting = []
-        for waiter in waiting:
-            if isinstance(outcome, Exception):
-                waiter.errback(outcome)
-            else:
-                waiter.callback(None)
-        if isGone:
-            self._missing(session)
-        self.unused(session)
 
     def _drop(self, session: Session) -> None:
         """
@@ -988,3 +943,73 @@ class StoreKeeper(Keeper):
             session._adopt(self._here(record))
 
         return self.link.load(session._record.key).addCallback(loaded)
+
+
+class _Loading:
+    """
+    A load under way, and who is told. One object, where a partial is three:
+    what waits in a busy process is what the garbage collector goes through.
+    """
+
+    __slots__ = ("keeper", "then", "uid")
+
+    def __init__(self, keeper: StoreKeeper, uid: bytes, then: _Then) -> None:
+        self.keeper = keeper
+        self.uid = uid
+        self.then = then
+
+    def __call__(self, outcome: Record | Exception | None) -> None:
+        keeper, uid = self.keeper, self.uid
+        keeper._loading -= 1
+        if isinstance(outcome, Exception):
+            self.then(uid, outcome)
+            return
+        try:
+            session = keeper._attach(uid, outcome)
+        except Exception as error:  # of the site's sessionFactory
+            self.then(uid, error)
+        else:
+            self.then(uid, session)
+
+
+class _Committing:
+    """
+    A commit under way, and who is told.
+    """
+
+    __slots__ = ("change", "keeper", "result", "session")
+
+    def __init__(
+        self, keeper: StoreKeeper, session: Session, change: Change, result: Deferred[None]
+    ) -> None:
+        self.keeper = keeper
+        self.session = session
+        self.change = change
+        self.result = result
+
+    def __call__(self, outcome: Record | Exception) -> None:
+        keeper, session = self.keeper, self.session
+        if not isinstance(outcome, Exception):
+            try:
+                keeper._sent(session, self.change, outcome)
+                keeper._arrived(session)
+            except Exception as error:  # of a component, perhaps
+                outcome = error
+        isGone = isinstance(outcome, SessionGone)
+        if isGone and not session._isPinned():
+            keeper.lost(session)
+        elif isinstance(outcome, Exception) and not isinstance(outcome, Conflict):
+            keeper._drop(session)
+        session._isCommitting = False
+        waiting = [self.result]
+        if session._rare is not None and session._rare.waiting:
+            waiting += session._rare.waiting
+            session._rare.waiting = []
+        for waiter in waiting:
+            if isinstance(outcome, Exception):
+                waiter.errback(outcome)
+            else:
+                waiter.callback(None)
+        if isGone:
+            keeper._missing(session)
+        keeper.unused(session)
