@@ -211,10 +211,18 @@ def test_fromTheCommandLine(tmp_path: Path) -> None:
         (["sqlite:///x.db", "nonsense"], "begins with one of"),
         (["$NOWHERE", "memory:"], "no environment variable NOWHERE"),
         (["memory:", "memory:"], "the same store"),
-        (["sqlite:////no/such/directory/x.db", "memory:"], "stopped: "),
+        (["sqlite:////no/such/directory/x.db", "sqlite:///y.db"], "no file /no/such/directory/x"),
+        (["sqlite:///here.db", "sqlite:////no/such/directory/y.db"], "stopped: "),
+        (["sqlite:///here.db", "memory:"], "by its own process only"),
+        (["memory:", "sqlite:///y.db"], "by its own process only"),
     ],
 )
-def test_mistakes(arguments: list[str], said: str) -> None:
-    out = StringIO()
-    assert result(run(Clock(), ["migrate", *arguments], out)) == 1
-    assert said in out.getvalue()
+def test_mistakes(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sessions(tmp_path / "here.db", 1)
+    out, err = StringIO(), StringIO()
+    assert result(run(Clock(), ["migrate", *arguments], out, err)) == 1
+    assert said in err.getvalue() and not out.getvalue()
+    assert [path.name for path in tmp_path.glob("*.db")] == ["here.db"]
