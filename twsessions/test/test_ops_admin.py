@@ -19,7 +19,6 @@ from twsessions import SessionSite, storeFromURL
 from twsessions.core.delta import Birth, Change
 from twsessions.core.record import Record
 from twsessions.errors import NotSupported, SessionError, StoreUnavailable
-from twsessions.interfaces import HINTS
 from twsessions.ops.admin import endBefore, endHandles, endPrincipal, pagesOf
 from twsessions.stores.memory import MemoryStore
 from twsessions.test.places import place
@@ -173,8 +172,6 @@ async def test_aSiteHears(url: str, store: Any) -> None:
     )
     site.keeper.start()
     await site.keeper.link.listen()
-    if HINTS in store.capabilities:
-        await site.keeper.link.watch(site.keeper._heard)  # as it does within a second
     try:
         for n in range(3):
             session = site.makeSession()

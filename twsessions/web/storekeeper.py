@@ -845,7 +845,10 @@ class StoreKeeper(Keeper):
 
         if self._hasHints and not self._isWatching:
             self._isWatching = True
-            self.link.watch(self._heard).addErrback(lambda _: setattr(self, "_isWatching", False))
+            # What ended before it is in force is asked after.
+            self.link.watch(self._heard).addCallbacks(
+                self._heard, lambda _: setattr(self, "_isWatching", False)
+            )
         self.link.sweep(256).addCallbacks(done, failed)
         return None
 
