@@ -624,6 +624,72 @@ def test_rotateKeepsTheDataAndKillsTheOldId(world: World) -> None:
             world.sites[0].getSession(uid)
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_aRequestThatWasOnItsWayWhenTheIdChanged(world: World, secure: bool) -> None:
+    """
+    It comes with the old id, is nobody's, and leaves the new cookie alone: else
+    whoever has just logged in would be out again. What it stores has a cookie.
+    """
+    browser = world.browser(secure=secure)
+    visit(browser, use)
+    sent = cookieOf(browser)
+
+    def late(does: Does) -> Response:
+        browser.setRawCookie(sent)
+        response = visit(browser, does)
+        browser.setRawCookie(None)
+        return response
+
+    for rotate in (lambda session: session.login("ann"), lambda session: session.rotate()):
+        sent = cookieOf(browser)
+        visit(browser, lambda r, rotate=rotate: rotate(r.getSession()) and b"" or b"")
+        count = len(world.sites[0].sessions)
+        response = late(lambda r: b"%d" % r.getSession().isNew + show(r))
+        assert (response.body, response.setCookies) == (b"1None", [])
+        assert len(world.sites[0].sessions) == count
+        assert visit(browser, show).body == b"v"
+
+    # One that stores something has a session to come back to, as ever.
+    assert len(late(use).setCookies) == 1
+    browser.setRawCookie(sent)
+    world.clock.advance(10)
+    world.settle()
+    assert len(visit(browser, show).setCookies) == 1, "this is somebody who comes back later"
+
+
+def test_aRequestThatWasOnItsWayToAnotherProcess(shared: World) -> None:
+    """
+    That one does not know; but with C{createOn="write"} nothing that only
+    reads does anything to the cookie, whatever it came with.
+    """
+    one, other = (shared.site(createOn="write") for _ in range(2))
+    browser = shared.browser(one)
+    visit(browser, use)
+    sent = cookieOf(browser)
+    visit(browser, lambda r: r.getSession().login("ann") and b"")
+    late = shared.browser(other)
+    late.setRawCookie(sent)
+    response = visit(late, show)
+    assert (response.body, response.setCookies) == (b"None", [])
+    assert len(visit(late, use).setCookies) == 1
+
+
+def test_anIdThatIsReplacedAndEndedInOneRequest(world: World) -> None:
+    """
+    The session that takes its place has its cookie.
+    """
+    browser = world.browser()
+    visit(browser, use)
+
+    def replace(request: Any) -> bytes:
+        request.getSession().rotate()
+        request.getSession().expire()
+        return request.getSession().uid
+
+    response = visit(browser, replace)
+    assert [line.split(b";")[0] for line in response.setCookies] == [KNOWN + b"=" + response.body]
+
+
 def test_rotationAfterTheHeadersIsAnError(world: World) -> None:
     """
     The client would be left with a dead id; as it is, its session lives on.

@@ -252,6 +252,7 @@ class _Slot:
     sent: Sent | None = None
     session: Session | None = None
     losses = 0  # the session's, when it was asked for
+    isLate = False  # it came with an id that was just replaced
     gone: Session | None = None  # the session, when the client has gone
 
     def __init__(self, secure: bool) -> None:
@@ -413,7 +414,10 @@ class Exchange:
                     "getSession() came after the response's headers had left: the new"
                     " session's cookie cannot be sent. Call it before the first write()."
                 )
-            session = self.keeper.make(secure, live=self.owner.settings.createOn == "access")
+            # The new cookie of somebody who has just logged in is not to be
+            # overwritten with that of a session that has nothing in it.
+            live = self.owner.settings.createOn == "access" and not slot.isLate
+            session = self.keeper.make(secure, live)
         slot.session = session
         if session._rare is not None:
             slot.losses = session._rare.losses
@@ -476,6 +480,8 @@ class Exchange:
             found = session
         if found is not None:
             found.isNew = False
+        else:
+            slot.isLate = any(map(self.keeper.isReplaced, sent.uids))
         return found
 
     def client(self) -> tuple[str | None, str | None]:
@@ -778,16 +784,17 @@ class Exchange:
         for slot in self._slots:
             used, secure = True, slot.secure
             session, sent = slot.session, slot.sent
-            alive = session is not None and session._ended is None
-            if alive and session is not None:
-                if sent is not None and sent.uids == (session.uid,) and policy.maxAge is None:
-                    continue  # it has its cookie
-                if session._record is None and session.uid not in self.keeper.sessions:
-                    alive = False  # never stored: there is nothing to come back to
-                else:
-                    self._setCookie(secure, policy.setCookie(session.uid, secure))
-            if not alive and sent is not None and sent.presented:
-                self._setCookie(secure, policy.deleteCookie(secure))
+            if session is None:
+                continue
+            if session._ended is not None:
+                if sent is not None and sent.presented:
+                    self._setCookie(secure, policy.deleteCookie(secure))
+            elif sent is not None and sent.uids == (session.uid,) and policy.maxAge is None:
+                pass  # it has its cookie
+            elif session._record is not None or session.uid in self.keeper.sessions:
+                self._setCookie(secure, policy.setCookie(session.uid, secure))
+            # Otherwise it was never stored. A cookie of nobody's is left as it
+            # is: by now there may be a good one in its place.
         if used:
             _vary(self.request.responseHeaders)
 

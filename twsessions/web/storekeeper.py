@@ -49,6 +49,8 @@ __all__ = ["StoreKeeper"]
 _RESTING = 1024  # sessions that a store in memory has, kept as objects though nobody uses them
 _POLL = 1024  # sessions with something on them that a sweep asks after, at the most
 _MOMENT = 0.02  # seconds
+_LATE = 10.0  # seconds in which what was on the way with an old id arrives
+_REPLACED = 10_000  # ids
 _STEP = 64  # sessions between two looks at the clock
 _forks = 0
 
@@ -94,6 +96,7 @@ class StoreKeeper(Keeper):
         self.local = link.local
         self.sessions: dict[bytes, Session] = owner.sessions
         self._moving: dict[bytes, Session] = {}  # by the old uid, until the rotation is stored
+        self._replaced: dict[bytes, float] = {}  # keys before a rotation here, until when
         self._tokens, self._tokenFork = 0, -1
         self._tokenStart = b""
         self._hasHints = HINTS in link.capabilities
@@ -459,7 +462,7 @@ class StoreKeeper(Keeper):
         if session._record is None:
             # An empty session on a store in memory is stored when it is not
             # empty any more: nothing but this process could find it there.
-            isWanted = self.settings.createOn == "access" and not self.local
+            isWanted = session.uid in self.sessions and not self.local
             if not isWanted and not session._hasChanges():
                 return None
         stored = self._commit(session)
@@ -587,8 +590,19 @@ class StoreKeeper(Keeper):
             session._more().rotated = True
             # Requests under way that came with the old id go on with this.
             self._moving[old] = session
+        self._replaced[keyOf(old)] = self.seconds() + _LATE
+        while len(self._replaced) > _REPLACED:
+            del self._replaced[next(iter(self._replaced))]
         self.changed(session)
         return new
+
+    def isReplaced(self, uid: bytes) -> bool:
+        """
+        Whether the id was given up for another one here, a moment ago: whoever
+        comes with it was on the way when the new cookie left, and has it by now.
+        """
+        until = self._replaced.get(keyOf(uid)) if self._replaced else None
+        return until is not None and self.seconds() < until
 
     def _arrived(self, session: Session) -> None:
         if not self._moving:
