@@ -34,6 +34,7 @@ from twsessions.stores._memcache.ask import ADD, GETS, STORED, Ask, isPrefix
 from twsessions.stores._memcache.link import Server
 from twsessions.stores._memcache.merge import Item, Merge, Steps
 from twsessions.stores._memcache.ring import Ring
+from twsessions.stores._several import unlessAllFailed
 
 __all__ = ["MemcachedStore", "fromURL"]
 
@@ -374,12 +375,8 @@ class MemcachedStore:
         """
         Raise what all have failed with, if there is no server that works.
         """
-        first = outcomes[0] if outcomes else None
         isGone = len(self._servers) == 1 or all(server.isDown for server in self._servers)
-        if isGone and isinstance(first, StoreUnavailable):
-            if all(isinstance(outcome, StoreUnavailable) for outcome in outcomes):
-                raise StoreUnavailable(*first.args)
-        return outcomes
+        return unlessAllFailed(outcomes) if isGone else outcomes
 
 
 def _next(steps: Steps) -> Sequence[Ask]:

@@ -55,6 +55,7 @@ from twsessions.stores._postgres.link import Link, Refused
 from twsessions.stores._postgres.parts import Parts, cut
 from twsessions.stores._postgres.schema import CORRUPT
 from twsessions.stores._postgres.url import Target, parse
+from twsessions.stores._several import unlessAllFailed
 
 __all__ = ["PostgreSQLStore", "fromURL"]
 
@@ -336,10 +337,7 @@ class PostgreSQLStore:
                     outcomes[at] = type(error)(*error.args)
         if not asked and not self._isOpen:
             raise StoreUnavailable("the store has been closed")
-        if outcomes and all(isinstance(outcome, StoreUnavailable) for outcome in outcomes):
-            assert outcomes[0] is not None
-            raise outcomes[0]
-        return outcomes
+        return unlessAllFailed(outcomes)
 
     async def _sweep(self, limit: int) -> Swept:
         ended = seen = 0

@@ -76,6 +76,7 @@ from twsessions.stores._redis.route import Ask, Route
 from twsessions.stores._redis.subscription import Subscription
 from twsessions.stores._redis.url import parse
 from twsessions.stores._redis.wire import command, explain
+from twsessions.stores._several import unlessAllFailed
 
 __all__ = ["RedisStore", "fromURL"]
 
@@ -316,7 +317,7 @@ class RedisStore:
         Raise what all have failed with, if there is no server that works.
         """
         isGone = self._buckets.areOne or all(server.isDown for server in self._route.servers())
-        return _unlessAllFailed(outcomes) if isGone else outcomes
+        return unlessAllFailed(outcomes) if isGone else outcomes
 
     # Loading
 
@@ -572,7 +573,7 @@ class RedisStore:
             for bucket in range(buckets.count)
         ]
         await buckets.run(asks, deadline, head=_TIME)
-        _unlessAllFailed([ask.reply for ask in asks])
+        unlessAllFailed([ask.reply for ask in asks])
         heads = {}
         whole = True
         for ask in asks:
@@ -601,7 +602,7 @@ class RedisStore:
                 for bucket, share in shares.items()
             ]
             await self._buckets.run(asks, deadline)
-            _unlessAllFailed([ask.reply for ask in asks])
+            unlessAllFailed([ask.reply for ask in asks])
             for ask in asks:
                 heads.pop(ask.bucket)
                 if isinstance(ask.reply, StoreUnavailable):
@@ -808,7 +809,7 @@ class RedisStore:
             for at, reply in zip(places, replies, strict=True):
                 if not isinstance(reply, int):
                     outcomes[at] = explain(reply)
-        return _unlessAllFailed(outcomes)
+        return unlessAllFailed(outcomes)
 
     # Leases
 
@@ -835,18 +836,6 @@ def _outcome(change: Change, said: bytes, now: float) -> _Outcome:
     if kind == b"C":
         return Conflict("a value is not what it was to be")
     return explain(said[1:].decode("utf-8", "replace"))
-
-
-def _unlessAllFailed(outcomes: list[T]) -> list[T]:
-    """
-    Raise what all have failed with.
-    """
-    first = outcomes[0] if outcomes else None
-    if isinstance(first, StoreUnavailable) and all(
-        isinstance(outcome, StoreUnavailable) for outcome in outcomes
-    ):
-        raise StoreUnavailable(*first.args)
-    return outcomes
 
 
 def _keysOf(change: Change) -> set[bytes]:

@@ -14,10 +14,10 @@ from hiredis import ReplyError
 from twisted.internet.defer import Deferred
 
 from twsessions.errors import StoreUnavailable
-from twsessions.stores._hedge import firstOf
 from twsessions.stores._redis.link import Dialer, Login, Server
 from twsessions.stores._redis.scripts import Script
 from twsessions.stores._redis.wire import Wire, command, explain
+from twsessions.stores._several import firstOf
 
 __all__ = ["Address", "Ask", "Cluster", "Route", "Sentinels", "Single"]
 

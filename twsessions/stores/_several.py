@@ -1,5 +1,6 @@
 """
-Several servers could answer: ask the next one when one is late.
+Several servers behind one store: whom to ask when one is late, and when all
+have failed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from typing import Any, Final, TypeVar
 from twisted.internet.defer import CancelledError, Deferred, FailureGroup, race
 from twisted.internet.error import ConnectingCancelledError
 
-__all__ = ["firstOf"]
+from twsessions.errors import StoreUnavailable
+
+__all__ = ["firstOf", "unlessAllFailed"]
 
 _SHARES: Final = 8  # at most, into which the time is divided
 
@@ -61,3 +64,17 @@ async def firstOf(
     except FailureGroup as failed:
         failed.failures[-1].raiseException()
     return result
+
+
+def unlessAllFailed(outcomes: list[T]) -> list[T]:
+    """
+    The outcomes of a batch, if the store has not failed as a whole.
+
+    @raise StoreUnavailable: what all of them are.
+    """
+    first = outcomes[0] if outcomes else None
+    if isinstance(first, StoreUnavailable) and all(
+        isinstance(outcome, StoreUnavailable) for outcome in outcomes
+    ):
+        raise StoreUnavailable(*first.args)
+    return outcomes

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from twsessions.errors import StoreUnavailable
-from twsessions.stores._hedge import firstOf
+from twsessions.stores._several import firstOf
 
 
 class Servers:
