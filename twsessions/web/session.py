@@ -53,6 +53,7 @@ class _Rare:
         "ending",
         "evicting",
         "finished",
+        "following",
         "forgotten",
         "idle",
         "login",
@@ -72,6 +73,7 @@ class _Rare:
         self.waiting: list[Deferred[None]] = []  # for the commit, or the end, under way
         self.ending = False  # the store is being told of the end
         self.evicting: list[Deferred[None]] | None = None  # who waits, while a login does so
+        self.following: list[Deferred[None]] = []  # for the commit after that
         self.refusal: Awaitable | None = None  # a login that failed, for the response to tell
         self.forgotten = False  # the store has been told
         self.finished = False  # has ended, and callbacks were called

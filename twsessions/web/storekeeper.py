@@ -14,7 +14,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, DeferredList, fail, succeed
+from twisted.internet.defer import Deferred, DeferredList, fail, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
@@ -495,12 +495,12 @@ class StoreKeeper(Keeper):
                 return succeed(None)
             return self.end(session, session._ended)
         if session._isCommitting:
-            # What is under way may lack what was changed since.
+            # What is under way may lack what was changed since. The next commit
+            # has it, for all who come meanwhile; what is changed after that
+            # keeps none of them waiting.
             waiter: Deferred[None] = Deferred()
-            session._more().waiting.append(waiter)
-            return waiter.addCallback(
-                lambda _: self.commit(session) if session._hasChanges() else None
-            )
+            session._more().following.append(waiter)
+            return waiter
         return self._commit(session) or succeed(None)
 
     def _commit(self, session: Session) -> Deferred[None] | None:
@@ -551,7 +551,9 @@ class StoreKeeper(Keeper):
         """
         await self.commit(session)
         while self._isBusy(session):
-            await self.commit(session)
+            free: Deferred[None] = Deferred()
+            session._more().waiting.append(free)
+            await free
         record = session._record
         encoded = None if record is None else record.fields.get(name)
         if record is None or encoded is None:
@@ -585,15 +587,22 @@ class StoreKeeper(Keeper):
         elif isinstance(outcome, Exception) and not isinstance(outcome, Conflict):
             self._drop(session)
         session._isCommitting = False
-        waiting = [result]
-        if session._rare is not None and session._rare.waiting:
-            waiting += session._rare.waiting
-            session._rare.waiting = []
-        for waiter in waiting:
-            if isinstance(outcome, Exception):
-                waiter.errback(outcome)
-            else:
-                waiter.callback(None)
+        rare, waiting, following = session._rare, [], []
+        if rare is not None:
+            waiting, rare.waiting = rare.waiting, []
+            following, rare.following = rare.following, []
+        # A conflict concerns only who wanted to take something.
+        others = None if isinstance(outcome, Conflict) else outcome
+        _tell(others, waiting)
+        if not following:
+            _tell(outcome, [result])
+        elif isinstance(others, Exception):
+            _tell(outcome, [result, *following])
+        else:
+            # Before those who are told change more.
+            followed = maybeDeferred(self.commit, session)
+            _tell(outcome, [result])
+            followed.addBoth(_tell, following)
         if isGone:
             self._missing(session)
         self.unused(session)
@@ -988,3 +997,11 @@ class StoreKeeper(Keeper):
             session._adopt(self._here(record))
 
         return self.link.load(session._record.key).addCallback(loaded)
+
+
+def _tell(outcome: object, waiting: list[Deferred[None]]) -> None:
+    for waiter in waiting:
+        if isinstance(outcome, (Exception, Failure)):
+            waiter.errback(outcome)
+        else:
+            waiter.callback(None)
