@@ -11,6 +11,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -100,10 +101,10 @@ class StoreKeeper(Keeper):
         self._resting: OrderedDict[Session, None] = OrderedDict()
         self._watched: dict[bytes, Session] = {}  # by key: others may end them
         self._moved: dict[bytes, Session] = {}  # by seed: others gave them a new id
-        self._touches: dict[Session, None] = {}
+        self._touches: OrderedDict[Session, None] = OrderedDict()
         self._touchTask = self.alarm.task(self._writeTouches)
         self._sweepTask = self.alarm.task(self._sweep)
-        self._asking: list[Session] = []
+        self._asking: dict[Session, None] = {}
         self._askTask = self.alarm.task(self._askAgain)
         self.deliverer = Deliverer(self)
         self.logins = Logins(self)
@@ -303,8 +304,7 @@ class StoreKeeper(Keeper):
         """
         started, steps = now, 0
         while self._touches:
-            session = next(iter(self._touches))
-            del self._touches[session]
+            session, _ = self._touches.popitem(last=False)
             self.touchNow(session)
             steps += 1
             if steps % _STEP == 0 and (self.seconds() - started > SLICE or steps > 4096):
@@ -825,11 +825,11 @@ class StoreKeeper(Keeper):
         )
 
     def _askLater(self, session: Session) -> None:
-        self._asking.append(session)
+        self._asking[session] = None
         self._askTask.by(self.seconds() + self.settings.sweepInterval)
 
     def _askAgain(self, now: float) -> float | None:
-        asking, self._asking = self._asking, []
+        asking, self._asking = self._asking, {}
         for session in asking:
             if session._ended is None and session._record is not None:
                 self._ask(session)
@@ -846,9 +846,9 @@ class StoreKeeper(Keeper):
 
     def _poll(self) -> None:
         # A store that gives no hints is asked, some sessions at a time.
-        for _ in range(min(_POLL, len(self._watched))):
-            key, session = next(iter(self._watched.items()))
-            del self._watched[key]
+        for key, session in list(islice(self._watched.items(), _POLL)):
+            if self._watched.pop(key, None) is None:
+                continue  # another's end has ended it
             self._watched[key] = session  # to the end
             if not self._isBusy(session):
                 self._ask(session)
