@@ -58,6 +58,7 @@ class _Rare:
         "idle",
         "login",
         "losses",
+        "olden",
         "principal",
         "refusal",
         "rotated",
@@ -70,10 +71,11 @@ class _Rare:
         self.principal: str | None | Unset = UNSET  # not stored yet
         self.login = False  # not stored yet
         self.rotated = False  # the uid differs from what is stored
+        self.olden: list[bytes] = []  # uids by which it can still be found
         self.waiting: list[Deferred[None]] = []  # for the commit, or the end, under way
+        self.following: list[Deferred[None]] = []  # for the commit after that
         self.ending = False  # the store is being told of the end
         self.evicting: list[Deferred[None]] | None = None  # who waits, while a login does so
-        self.following: list[Deferred[None]] = []  # for the commit after that
         self.refusal: Awaitable | None = None  # a login that failed, for the response to tell
         self.forgotten = False  # the store has been told
         self.finished = False  # has ended, and callbacks were called

@@ -44,12 +44,13 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from twsessions.stores.link import StoreLink
-    from twsessions.web.session import Session
+    from twsessions.web.session import Session, _Rare
 
 __all__ = ["StoreKeeper"]
 
 _RESTING = 1024  # sessions that a store in memory has, kept as objects though nobody uses them
 _POLL = 1024  # sessions with something on them that a sweep asks after, at the most
+_ENDS = 256  # sessions that are ended at the same time
 _MOMENT = 0.02  # seconds
 _STEP = 64  # sessions between two looks at the clock
 _forks = 0
@@ -638,28 +639,34 @@ class StoreKeeper(Keeper):
             self.sessions[new] = session
         session.uid = new
         if session._record is not None:
-            session._more().rotated = True
+            rare = session._more()
+            rare.rotated = True
             # Requests under way that came with the old id go on with this.
             self._moving[old] = session
+            rare.olden.append(old)
         self.changed(session)
         return new
 
     def _arrived(self, session: Session) -> None:
-        if not self._moving:
-            return
-        for old in [uid for uid, moving in self._moving.items() if moving is session]:
-            if session._rare is None or not session._rare.rotated:
-                del self._moving[old]
+        rare = session._rare
+        if rare is not None and rare.olden and not rare.rotated:
+            self._settled(rare)
+
+    def _settled(self, rare: _Rare) -> list[bytes]:
+        olden, rare.olden = rare.olden, []
+        for old in olden:
+            del self._moving[old]
+        return olden
 
     def _unrotate(self, session: Session) -> None:
-        assert session._rare is not None and session._record is not None
+        rare = session._rare
+        assert rare is not None and session._record is not None
         wasLive = self.sessions.get(session.uid) is session
         self.forget(session)
-        for old in [uid for uid, moving in self._moving.items() if moving is session]:
-            del self._moving[old]
+        for old in self._settled(rare):
             if keyOf(old) == session._record.key:
                 session.uid = old
-        session._rare.rotated = False
+        rare.rotated = False
         if wasLive:
             self.sessions[session.uid] = session
 
@@ -737,11 +744,12 @@ class StoreKeeper(Keeper):
         return result
 
     def _finish(self, session: Session) -> None:
-        session._more().forgotten = True
+        rare = session._more()
+        rare.forgotten = True
         self._unwatch(session)
-        self._arrived(session)
-        for old in [uid for uid, moving in self._moving.items() if moving is session]:
-            del self._moving[old]
+        self._settled(rare)
+        self._resting.pop(session, None)
+        self._due.forget(session)
         session._finish()
 
     def lost(self, session: Session) -> None:
@@ -914,19 +922,43 @@ class StoreKeeper(Keeper):
         """
         End a session of which only the record is known.
         """
-        for live in list(self.sessions.values()) if record.key in self._liveKeys() else ():
-            if live._record is not None and live._record.seed == record.seed:
-                await self.end(live, reason)
-                return True
-        try:
-            await self.link.commit(Change(record.key, self._token(), end=reason))
-        except SessionGone:
-            return False
-        self.deliverer.poke()
-        return True
+        [ended] = await self.endRecords([record], reason)
+        return ended
 
-    def _liveKeys(self) -> set[bytes]:
-        return {live._record.key for live in self.sessions.values() if live._record is not None}
+    async def endRecords(self, records: Sequence[Record], reason: str) -> list[bool]:
+        """
+        The same for several, at the same time.
+
+        @return: whether there was one, for each.
+        """
+        seeds = {record.seed for record in records}
+        live = {
+            session._record.seed: session
+            for session in self.sessions.values()
+            if session._record is not None and session._record.seed in seeds
+        }
+
+        async def end(record: Record) -> bool:
+            session = live.get(record.seed)
+            if session is not None:
+                await self.end(session, reason)
+                return True
+            try:
+                await self.link.commit(Change(record.key, self._token(), end=reason))
+            except SessionGone:
+                return False
+            self.deliverer.poke()
+            return True
+
+        ended: list[bool] = []
+        for start in range(0, len(records), _ENDS):
+            some = records[start : start + _ENDS]
+            ends: list[Deferred[Any]] = [Deferred.fromCoroutine(end(one)) for one in some]
+            for succeeded, outcome in await DeferredList(ends, consumeErrors=True):
+                if not succeeded:
+                    outcome.raiseException()
+                ended.append(outcome)
+        return ended
 
     async def expireHandle(self, handle: bytes) -> bool:
         """
