@@ -27,6 +27,7 @@ _log = Logger()
 _T = TypeVar("_T")
 
 _SAID = 16 * 1024 * 1024  # bytes of messages that wait; bounds the memory
+_CROWD = 0.25  # of all who may wait, for one session: in flight and gathering, it leaves half
 _SLACK = 1e-6  # seconds by which a clock's arithmetic may be off
 
 
@@ -444,6 +445,9 @@ class StoreLink:
             if first is not call:
                 if first.also is None:
                     first.also = deque()
+                elif len(first.also) >= self._maxWaiting * _CROWD:
+                    then(StoreUnavailable("too many wait for this session already"))
+                    return None
                 first.also.append(call)
         else:
             lane.gathered[call] = call

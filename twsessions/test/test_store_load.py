@@ -20,6 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from twsessions.core.delta import Birth, Change
+from twsessions.errors import StoreUnavailable
 from twsessions.interfaces import ISessionStore, Verdict
 from twsessions.stores.fromurl import storeFromURL
 from twsessions.stores.link import StoreLink
@@ -260,3 +261,29 @@ def test_someOfManyWaitNoMore(clock: Clock) -> None:
     store.resume()
     assert [result(load) for load in loads] == (["cancelled"] * 5 + [None] * 5) * 2
     assert len(store.calls) == 2
+
+
+def test_aCrowdLeavesRoomForOthers(clock: Clock) -> None:
+    """
+    However many ask for one session while the store is slow, it is not they
+    for whom all others are refused.
+    """
+    store = FaultyStore(MemoryStore(clock.seconds))
+    link = StoreLink(clock, store, maxWaiting=100)
+    store.hang()
+    outcomes: list[object] = []
+    for _ in range(3):
+        for _ in range(100):
+            link.loadThen(b"key", outcomes.append)
+        other: list[object] = []
+        link.loadThen(b"other", other.append)
+        store.resume()
+        assert other == [None]
+        store.hang()
+        link.loadThen(b"key", outcomes.append)
+    store.resume()
+    refused = [outcome for outcome in outcomes if outcome is not None]
+    assert len(outcomes) == 303 and len(refused) > 200
+    assert {type(outcome) for outcome in refused} == {StoreUnavailable}
+    link.loadThen(b"key", outcomes.append)
+    assert outcomes[-1] is None
