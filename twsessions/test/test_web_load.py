@@ -24,6 +24,7 @@ from twisted.web.server import NOT_DONE_YET
 
 from twsessions import SessionSite
 from twsessions.core.codec import decode
+from twsessions.core.delta import Change
 from twsessions.core.ids import keyOf
 from twsessions.errors import StoreUnavailable
 from twsessions.stores.memory import MemoryStore
@@ -817,6 +818,27 @@ def test_manyFlashesAreCleared(world: World) -> None:
         return work
 
     assertLinear(prepare, 300)
+
+
+def test_keysAreTakenOneByOne(far: World) -> None:
+    """
+    One that cannot be read is passed over.
+    """
+    site = far.site()
+    browser = far.browser(site)
+    far.visit(browser, lambda r: r.getSession().update(a=1, b=2, c=3) or b"")
+    [record] = far.records(site)
+    far.result(site.keeper.link.commit(Change(record.key, b"t" * 16, set={"da": b"\xc1"})))
+
+    def take(request: Any) -> object:
+        session = request.getSession()
+        taken = {session.popitem() for _ in range(2)}
+        with pytest.raises(KeyError, match="left"):
+            session.popitem()
+        return taken == {("b", 2), ("c", 3)}
+
+    assert far.visit(browser, take).body == b"True"
+    assert far.visit(browser, lambda r: dict(r.getSession().items())).body == b"{}"
 
 
 def test_veryManyKeys(world: World) -> None:

@@ -257,6 +257,11 @@ class Session(server.Session, MutableMapping[str, Any]):
     def values(self) -> ValuesView[Any]:
         return View(self._values, DATA).values()
 
+    def popitem(self) -> tuple[str, Any]:
+        item = View(self._writable(), DATA).popitem()
+        self._keeper.changed(self)
+        return item
+
     def clear(self) -> None:
         """
         Remove all values; the session goes on.
