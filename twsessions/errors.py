@@ -23,6 +23,8 @@ __all__ = [
     "TooManySessions",
 ]
 
+_LONGEST = 100  # characters of a name that an error message repeats
+
 
 class SessionError(Exception):
     """
@@ -52,11 +54,15 @@ class SessionTooLarge(SessionError):
         self.size = size
         self.limit = limit
         self.biggest = tuple(biggest)
-        named = ", ".join(f"{key!r} {bytes_} bytes" for key, bytes_ in self.biggest)
+        named = ", ".join(f"{_short(key)!r} {bytes_} bytes" for key, bytes_ in self.biggest)
         super().__init__(
             f"the session's data takes {size} bytes, over the limit of {limit}"
             f" (largest: {named}); nothing was stored"
         )
+
+
+def _short(key: str) -> str:
+    return key if len(key) <= _LONGEST else key[:_LONGEST] + "\u2026"
 
 
 class TooLateForSession(SessionError):

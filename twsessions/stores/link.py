@@ -27,6 +27,7 @@ _log = Logger()
 _T = TypeVar("_T")
 
 _SAID = 16 * 1024 * 1024  # bytes of messages that wait; bounds the memory
+_CROWD = 0.25  # of all who may wait, for one session: in flight and gathering, it leaves half
 _SLACK = 1e-6  # seconds by which a clock's arithmetic may be off
 
 
@@ -47,13 +48,26 @@ class _Call:
         self.made = made
         self.item = item
         self.then: _Then | None = then
-        self.also: list[_Call] | None = None
+        self.also: deque[_Call] | None = None
 
     def all(self) -> list[_Call]:
         """
         This one and the others.
         """
         return [self, *(self.also or ())]
+
+    def first(self) -> _Call | None:
+        """
+        Who has waited longest; those before who wait no more are let go.
+        """
+        if self.then is not None:
+            return self
+        also = self.also
+        while also:
+            if also[0].then is not None:
+                return also[0]
+            also.popleft()
+        return None
 
 
 class _Trip:
@@ -430,7 +444,10 @@ class StoreLink:
             first = lane.gathered.setdefault(item, call)
             if first is not call:
                 if first.also is None:
-                    first.also = []
+                    first.also = deque()
+                elif len(first.also) >= self._maxWaiting * _CROWD:
+                    then(StoreUnavailable("too many wait for this session already"))
+                    return None
                 first.also.append(call)
         else:
             lane.gathered[call] = call
@@ -451,7 +468,7 @@ class StoreLink:
 
     def _sift(self, lane: _Lane, call: _Call | None) -> None:
         # What nobody waits for is not asked.
-        if call is not None and all(one.then is None for one in call.all()):
+        if call is not None and call.first() is None:
             del lane.gathered[call.item if lane is self._loadLane else call]
 
     def _leave(self, lane: _Lane) -> None:
@@ -484,11 +501,14 @@ class StoreLink:
             # One server of several is away. That tells nothing of the others,
             # and must not keep calls from them: the next one probes again.
             self._nextTry = 0.0
+        crowds = []
         for call, outcome in zip(trip.calls, outcomes, strict=True):
             self._decide(call, outcome)
             if call.also is not None:
-                for other in call.also:
-                    self._decide(other, outcome)
+                crowds.append((call.also, outcome))
+        for also, outcome in crowds:
+            for other in also:
+                self._decide(other, outcome)
         self._returned(trip)
 
     def _broke(self, failure: Failure, trip: _Trip) -> None:
@@ -605,18 +625,14 @@ class StoreLink:
         """
         Tell those whose time is over; when the first of the others was made.
         """
-        first = inf
-        for one in call.all():
-            if one.then is None:
-                continue
+        while (one := call.first()) is not None:
             if one.made > over:
-                first = min(first, one.made)
-                continue
+                return one.made  # as all behind it
             self.timeouts += 1
             self._decide(
                 one, StoreUnavailable(f"the store did not answer within {self._timeout:g} s")
             )
-        return first
+        return inf
 
     # The breaker.
 

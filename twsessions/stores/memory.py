@@ -119,6 +119,7 @@ class MemoryStore:
         self._byPrincipal: dict[str, dict[bytes, None]] = {}
         self._ends: dict[bytes, _End] = {}
         self._fresh: deque[bytes] = deque()  # ends that were never claimed, the oldest first
+        self._claimed: dict[bytes, _End] = {}  # the others that are to be heard
         self._claims = 0
         self._listening = False
         self._leases: dict[bytes, tuple[bytes, float]] = {}
@@ -204,6 +205,7 @@ class MemoryStore:
         self._index(record, None)
         del self._places[place.key]
         self._warm.pop(place, None)
+        self._due.forget(place)
         place.kept = None
 
     def _keepEnd(self, record: Record, reason: str, ended: float) -> None:
@@ -248,20 +250,14 @@ class MemoryStore:
             return _closed()
         now = self._now()
         due: list[bytes] = []
-        # Few ends are claimed already and wait for something.
-        if len(self._ends) > len(self._fresh):
-            fresh = set(self._fresh)
-            waiting = [
-                (end.due, handle)
-                for handle, end in self._ends.items()
-                if handle not in fresh and not end.dead and end.due <= now
-            ]
+        if self._claimed:  # few
+            waiting = [(end.due, id_) for id_, end in self._claimed.items() if end.due <= now]
             due = [handle for _, handle in sorted(waiting)[:limit]]
         while len(due) < limit and self._fresh:
             due.append(self._fresh.popleft())
         claimed = []
         for handle in due:
-            end = self._ends[handle]
+            end = self._claimed[handle] = self._ends[handle]
             self._claims += 1
             end.claim = b"%d" % self._claims
             end.attempts += 1
@@ -287,8 +283,10 @@ class MemoryStore:
             held.append(True)
             if verdict.dead:
                 end.dead = True
+                self._claimed.pop(verdict.id, None)
             elif verdict.retryIn is None:
                 del self._ends[verdict.id]
+                self._claimed.pop(verdict.id, None)
             else:
                 end.claim = b""
                 end.due = now + verdict.retryIn

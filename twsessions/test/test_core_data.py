@@ -343,6 +343,9 @@ class TestView:
         with pytest.raises(SessionTooLarge) as caught:
             values["cart"] = "xxxxxx"
         assert caught.value.biggest == (("cart", 7),)
+        with pytest.raises(SessionTooLarge, match="^.{0,250}$") as caught:
+            values["k" * 1_000_000] = "xxxxxx"  # a log is no place for it
+        assert caught.value.biggest == (("k" * 1_000_000, 7),)
         values["cart"] = cart = []
         cart.append(object())
         with pytest.raises(TypeError, match=r"^session\['cart'\]: "):

@@ -96,6 +96,14 @@ class Flash(MutableMapping[str, Any]):
             return key, self[key]
         raise KeyError("no values are left")
 
+    def clear(self) -> None:
+        """
+        Remove all, unread.
+        """
+        self._session._writable()
+        self._view().clear()
+        self._session._keeper.changed(self._session)
+
     def __contains__(self, key: object) -> bool:
         return key in self._view()
 

@@ -157,6 +157,7 @@ class Keeper:
         if session._ended is None:
             session._ended = reason
             self.forget(session)
+            self._due.forget(session)
             session._finish()
         return succeed(None)
 

@@ -51,6 +51,8 @@ class Logins:
 
     def __init__(self, keeper: StoreKeeper) -> None:
         self._keeper = keeper
+        # By principal: handles of those who have logged in, and need room.
+        self._newcomers: dict[str, list[tuple[bytes, Deferred[None]]]] = {}
 
     def bind(self, session: Session, principal: str) -> Deferred[None]:
         """
@@ -104,10 +106,38 @@ class Logins:
         records = await self._keeper.link.sessionsOf(principal)
         return [record for record in records if record.handle != own]
 
-    async def _evict(self, session: Session, principal: str, most: int) -> None:
-        others = await self._othersOf(session, principal)
-        for record in others[: max(0, len(others) + 1 - most)]:
-            await self._keeper.endRecord(record, "evicted")
+    def _evict(self, session: Session, principal: str, most: int) -> Deferred[None]:
+        evicted: Deferred[None] = Deferred()
+        isFirst = principal not in self._newcomers
+        newcomers = self._newcomers.setdefault(principal, [])
+        newcomers.append((handleOf(session._ownSeed()), evicted))
+        if isFirst:
+            Deferred.fromCoroutine(self._makeRoom(principal, most))
+        return evicted
+
+    async def _makeRoom(self, principal: str, most: int) -> None:
+        """
+        End the principal's oldest sessions: once for all who have logged in at
+        the same time, who would each end all the others.
+        """
+        keeper = self._keeper
+        while self._newcomers[principal]:
+            newcomers, self._newcomers[principal] = self._newcomers[principal], []
+            failure: Failure | None = None
+            try:
+                records = await keeper.link.sessionsOf(principal)
+                logins = newcomers + self._newcomers[principal]
+                order = {handle: n for n, (handle, _) in enumerate(logins, 1)}
+                records = sorted(records, key=lambda record: order.get(record.handle, 0))
+                await keeper.endRecords(records[: max(0, len(records) - most)], "evicted")
+            except Exception:
+                failure = Failure()
+            for _, evicted in newcomers:
+                if failure is None:
+                    evicted.callback(None)
+                else:
+                    evicted.errback(failure)
+        del self._newcomers[principal]
 
     def evicting(self, session: Session) -> Deferred[None] | None:
         """
@@ -145,7 +175,7 @@ class Logins:
         while True:
             records = await keeper.link.sessionsOf(principal)
             records = [record for record in records if record.handle != kept]
-            ended = [await keeper.endRecord(record, "revoked") for record in records]
+            ended = await keeper.endRecords(records, "revoked")
             count += sum(ended)
             if len(records) == sum(ended):
                 return count

@@ -13,6 +13,7 @@ What happens to one request is its L{Exchange}, made when it first matters.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -268,6 +269,7 @@ class Exchange:
 
     __slots__ = (
         "_awaited",
+        "_covered",
         "_failed",
         "_held",
         "_loaded",
@@ -295,7 +297,8 @@ class Exchange:
         self._awaited = 0  # answers
         self._then: Callable[[], object] | None = None  # instead of rendering the request
         self._outage: Exception | None = None
-        self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        self._held: deque[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        self._covered = 0  # of those held, the first that were there when the wait began
         self._past: tuple[Session, ...] = ()  # ended in this request, and replaced
         self._failed = self._slept = self.isOpen = False
 
@@ -507,7 +510,7 @@ class Exchange:
         if not self.request.startedWriting or action == self._finishNow:
             waiting = self._commit()
             if waiting is not None:
-                self._held = [(action, args)]
+                self._held, self._covered = deque([(action, args)]), 1
                 waiting.addBoth(self._answered)
                 return
         action(*args)
@@ -598,11 +601,13 @@ class Exchange:
         held, self._held = self._held, None
         assert held is not None
         request = self.request
+        covered = self._covered if self._isKept() else 0
         isChecked = False  # all is stored, and nobody could change anything since
         while held:
-            action, args = held.pop(0)
-            isChecked = isChecked or self._isQuiet()
-            if isChecked:
+            action, args = held.popleft()
+            isChecked = isChecked or (not covered and self._isQuiet())
+            if isChecked or covered:
+                covered -= bool(covered)
                 if not self._failed:
                     action(*args)
             else:
@@ -610,8 +615,30 @@ class Exchange:
                 self.enter(action, *args)
                 if self._held is not None:  # held again: the rest waits behind it
                     self._held.extend(held)
+                    self._covered = len(self._held)
                     return
-            isChecked = isChecked and request.producer is None
+            if request.producer is not None:
+                isChecked, covered = False, 0
+
+    def _isKept(self) -> bool:
+        """
+        Whether what was waited for, and has been stored, is as it was. The values
+        may have changed again: a session that many requests change at the same
+        time has always something to store, and must not keep them waiting.
+        """
+        for slot in self._slots:
+            session = slot.session
+            if session is None or session._ended is not None or session._record is None:
+                return False
+            rare = session._rare
+            if rare is not None and (
+                rare.rotated
+                or rare.losses != slot.losses
+                or rare.evicting is not None
+                or rare.refusal is not None
+            ):
+                return False
+        return not (self._past or self.request._disconnected)
 
     def _refused(self, failure: Failure) -> None:
         """

@@ -53,10 +53,12 @@ class _Rare:
         "ending",
         "evicting",
         "finished",
+        "following",
         "forgotten",
         "idle",
         "login",
         "losses",
+        "olden",
         "principal",
         "refusal",
         "rotated",
@@ -69,7 +71,9 @@ class _Rare:
         self.principal: str | None | Unset = UNSET  # not stored yet
         self.login = False  # not stored yet
         self.rotated = False  # the uid differs from what is stored
+        self.olden: list[bytes] = []  # uids by which it can still be found
         self.waiting: list[Deferred[None]] = []  # for the commit, or the end, under way
+        self.following: list[Deferred[None]] = []  # for the commit after that
         self.ending = False  # the store is being told of the end
         self.evicting: list[Deferred[None]] | None = None  # who waits, while a login does so
         self.refusal: Awaitable | None = None  # a login that failed, for the response to tell
@@ -252,6 +256,11 @@ class Session(server.Session, MutableMapping[str, Any]):
 
     def values(self) -> ValuesView[Any]:
         return View(self._values, DATA).values()
+
+    def popitem(self) -> tuple[str, Any]:
+        item = View(self._writable(), DATA).popitem()
+        self._keeper.changed(self)
+        return item
 
     def clear(self) -> None:
         """

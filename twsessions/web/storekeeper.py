@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, DeferredList, fail, succeed
+from twisted.internet.defer import Deferred, DeferredList, fail, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
@@ -42,12 +43,13 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from twsessions.stores.link import StoreLink
-    from twsessions.web.session import Session
+    from twsessions.web.session import Session, _Rare
 
 __all__ = ["StoreKeeper"]
 
 _RESTING = 1024  # sessions that a store in memory has, kept as objects though nobody uses them
 _POLL = 1024  # sessions with something on them that a sweep asks after, at the most
+_ENDS = 256  # sessions that are ended at the same time
 _MOMENT = 0.02  # seconds
 _LATE = 10.0  # seconds in which what was on the way with an old id arrives
 _REPLACED = 10_000  # ids
@@ -104,10 +106,10 @@ class StoreKeeper(Keeper):
         self._resting: OrderedDict[Session, None] = OrderedDict()
         self._watched: dict[bytes, Session] = {}  # by key: others may end them
         self._moved: dict[bytes, Session] = {}  # by seed: others gave them a new id
-        self._touches: dict[Session, None] = {}
+        self._touches: OrderedDict[Session, None] = OrderedDict()
         self._touchTask = self.alarm.task(self._writeTouches)
         self._sweepTask = self.alarm.task(self._sweep)
-        self._asking: list[Session] = []
+        self._asking: dict[Session, None] = {}
         self._askTask = self.alarm.task(self._askAgain)
         self.deliverer = Deliverer(self)
         self.logins = Logins(self)
@@ -293,8 +295,7 @@ class StoreKeeper(Keeper):
         """
         started, steps = now, 0
         while self._touches:
-            session = next(iter(self._touches))
-            del self._touches[session]
+            session, _ = self._touches.popitem(last=False)
             self.touchNow(session)
             steps += 1
             if steps % _STEP == 0 and (self.seconds() - started > SLICE or steps > 4096):
@@ -485,12 +486,12 @@ class StoreKeeper(Keeper):
                 return succeed(None)
             return self.end(session, session._ended)
         if session._isCommitting:
-            # What is under way may lack what was changed since.
+            # What is under way may lack what was changed since. The next commit
+            # has it, for all who come meanwhile; what is changed after that
+            # keeps none of them waiting.
             waiter: Deferred[None] = Deferred()
-            session._more().waiting.append(waiter)
-            return waiter.addCallback(
-                lambda _: self.commit(session) if session._hasChanges() else None
-            )
+            session._more().following.append(waiter)
+            return waiter
         return self._commit(session) or succeed(None)
 
     def _commit(self, session: Session) -> Deferred[None] | None:
@@ -541,7 +542,9 @@ class StoreKeeper(Keeper):
         """
         await self.commit(session)
         while self._isBusy(session):
-            await self.commit(session)
+            free: Deferred[None] = Deferred()
+            session._more().waiting.append(free)
+            await free
         record = session._record
         encoded = None if record is None else record.fields.get(name)
         if record is None or encoded is None:
@@ -587,14 +590,21 @@ class StoreKeeper(Keeper):
             self.sessions[new] = session
         session.uid = new
         if session._record is not None:
-            session._more().rotated = True
+            rare = session._more()
+            rare.rotated = True
             # Requests under way that came with the old id go on with this.
             self._moving[old] = session
-        self._replaced[keyOf(old)] = self.seconds() + _LATE
-        while len(self._replaced) > _REPLACED:
-            del self._replaced[next(iter(self._replaced))]
+            rare.olden.append(old)
+        if not session.isNew:
+            self._noteReplaced(old)
         self.changed(session)
         return new
+
+    def _noteReplaced(self, uid: bytes) -> None:
+        now, replaced = self.seconds(), self._replaced
+        while replaced and (len(replaced) >= _REPLACED or next(iter(replaced.values())) <= now):
+            del replaced[next(iter(replaced))]
+        replaced[keyOf(uid)] = now + _LATE
 
     def isReplaced(self, uid: bytes) -> bool:
         """
@@ -605,21 +615,25 @@ class StoreKeeper(Keeper):
         return until is not None and self.seconds() < until
 
     def _arrived(self, session: Session) -> None:
-        if not self._moving:
-            return
-        for old in [uid for uid, moving in self._moving.items() if moving is session]:
-            if session._rare is None or not session._rare.rotated:
-                del self._moving[old]
+        rare = session._rare
+        if rare is not None and rare.olden and not rare.rotated:
+            self._settled(rare)
+
+    def _settled(self, rare: _Rare) -> list[bytes]:
+        olden, rare.olden = rare.olden, []
+        for old in olden:
+            del self._moving[old]
+        return olden
 
     def _unrotate(self, session: Session) -> None:
-        assert session._rare is not None and session._record is not None
+        rare = session._rare
+        assert rare is not None and session._record is not None
         wasLive = self.sessions.get(session.uid) is session
         self.forget(session)
-        for old in [uid for uid, moving in self._moving.items() if moving is session]:
-            del self._moving[old]
+        for old in self._settled(rare):
             if keyOf(old) == session._record.key:
                 session.uid = old
-        session._rare.rotated = False
+        rare.rotated = False
         if wasLive:
             self.sessions[session.uid] = session
 
@@ -697,11 +711,12 @@ class StoreKeeper(Keeper):
         return result
 
     def _finish(self, session: Session) -> None:
-        session._more().forgotten = True
+        rare = session._more()
+        rare.forgotten = True
         self._unwatch(session)
-        self._arrived(session)
-        for old in [uid for uid, moving in self._moving.items() if moving is session]:
-            del self._moving[old]
+        self._settled(rare)
+        self._resting.pop(session, None)
+        self._due.forget(session)
         session._finish()
 
     def lost(self, session: Session) -> None:
@@ -785,11 +800,11 @@ class StoreKeeper(Keeper):
         )
 
     def _askLater(self, session: Session) -> None:
-        self._asking.append(session)
+        self._asking[session] = None
         self._askTask.by(self.seconds() + self.settings.sweepInterval)
 
     def _askAgain(self, now: float) -> float | None:
-        asking, self._asking = self._asking, []
+        asking, self._asking = self._asking, {}
         for session in asking:
             if session._ended is None and session._record is not None:
                 self._ask(session)
@@ -806,9 +821,9 @@ class StoreKeeper(Keeper):
 
     def _poll(self) -> None:
         # A store that gives no hints is asked, some sessions at a time.
-        for _ in range(min(_POLL, len(self._watched))):
-            key, session = next(iter(self._watched.items()))
-            del self._watched[key]
+        for key, session in list(islice(self._watched.items(), _POLL)):
+            if self._watched.pop(key, None) is None:
+                continue  # another's end has ended it
             self._watched[key] = session  # to the end
             if not self._isBusy(session):
                 self._ask(session)
@@ -877,19 +892,43 @@ class StoreKeeper(Keeper):
         """
         End a session of which only the record is known.
         """
-        for live in list(self.sessions.values()) if record.key in self._liveKeys() else ():
-            if live._record is not None and live._record.seed == record.seed:
-                await self.end(live, reason)
-                return True
-        try:
-            await self.link.commit(Change(record.key, self._token(), end=reason))
-        except SessionGone:
-            return False
-        self.deliverer.poke()
-        return True
+        [ended] = await self.endRecords([record], reason)
+        return ended
 
-    def _liveKeys(self) -> set[bytes]:
-        return {live._record.key for live in self.sessions.values() if live._record is not None}
+    async def endRecords(self, records: Sequence[Record], reason: str) -> list[bool]:
+        """
+        The same for several, at the same time.
+
+        @return: whether there was one, for each.
+        """
+        seeds = {record.seed for record in records}
+        live = {
+            session._record.seed: session
+            for session in self.sessions.values()
+            if session._record is not None and session._record.seed in seeds
+        }
+
+        async def end(record: Record) -> bool:
+            session = live.get(record.seed)
+            if session is not None:
+                await self.end(session, reason)
+                return True
+            try:
+                await self.link.commit(Change(record.key, self._token(), end=reason))
+            except SessionGone:
+                return False
+            self.deliverer.poke()
+            return True
+
+        ended: list[bool] = []
+        for start in range(0, len(records), _ENDS):
+            some = records[start : start + _ENDS]
+            ends: list[Deferred[Any]] = [Deferred.fromCoroutine(end(one)) for one in some]
+            for succeeded, outcome in await DeferredList(ends, consumeErrors=True):
+                if not succeeded:
+                    outcome.raiseException()
+                ended.append(outcome)
+        return ended
 
     async def expireHandle(self, handle: bytes) -> bool:
         """
@@ -1018,15 +1057,30 @@ class _Committing:
         elif isinstance(outcome, Exception) and not isinstance(outcome, Conflict):
             keeper._drop(session)
         session._isCommitting = False
-        waiting = [self.result]
-        if session._rare is not None and session._rare.waiting:
-            waiting += session._rare.waiting
-            session._rare.waiting = []
-        for waiter in waiting:
-            if isinstance(outcome, Exception):
-                waiter.errback(outcome)
-            else:
-                waiter.callback(None)
+        rare, waiting, following = session._rare, [], []
+        if rare is not None:
+            waiting, rare.waiting = rare.waiting, []
+            following, rare.following = rare.following, []
+        # A conflict concerns only who wanted to take something.
+        others = None if isinstance(outcome, Conflict) else outcome
+        _tell(others, waiting)
+        if not following:
+            _tell(outcome, [self.result])
+        elif isinstance(others, Exception):
+            _tell(outcome, [self.result, *following])
+        else:
+            # Before those who are told change more.
+            followed = maybeDeferred(keeper.commit, session)
+            _tell(outcome, [self.result])
+            followed.addBoth(_tell, following)
         if isGone:
             keeper._missing(session)
         keeper.unused(session)
+
+
+def _tell(outcome: object, waiting: list[Deferred[None]]) -> None:
+    for waiter in waiting:
+        if isinstance(outcome, (Exception, Failure)):
+            waiter.errback(outcome)
+        else:
+            waiter.callback(None)

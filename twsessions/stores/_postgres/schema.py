@@ -244,6 +244,7 @@ BEGIN
                     THEN array_position(t.names, u.names[1]) END OFFSET 0) l (p)
                 WHERE u.seed IS NULL AND u.new_key IS NULL AND u.reason IS NULL
                     AND u.removed = '{}' AND u.expected = '{}' AND u.key <> ALL (twice)
+                    AND cardinality(u.names) <= 32
                     AND t.format = 1 AND t.seal = seal_of(content(t)) AND t.token <> u.token
                     AND (now >= deadline(t)) IS NOT TRUE
                 OFFSET 0  -- each is computed once
@@ -320,17 +321,34 @@ BEGIN
                 refusal := 'taken';
                 EXIT;
             END IF;
-            FOR i IN 1 .. cardinality(c.removed) LOOP
-                place := array_position(s.names, c.removed[i]);
-                IF place IS NOT NULL THEN
-                    s.names := s.names[: place - 1] || s.names[place + 1 :];
-                    s.vals := s.vals[: place - 1] || s.vals[place + 1 :];
-                END IF;
-            END LOOP;
             IF s.names = '{}' THEN
                 s.names := c.names;
                 s.vals := c.vals;
+            ELSIF cardinality(c.names) + cardinality(c.removed) > 32 THEN
+                -- Each looked up by itself would cost the square, and so would
+                -- unpacking s for each.
+                place := cardinality(s.names);
+                SELECT coalesce(array_agg(m.name ORDER BY m.n), '{}'),
+                    coalesce(array_agg(m.val ORDER BY m.n), '{}')
+                INTO s.names, s.vals
+                FROM (
+                    SELECT x.name, min(x.n) AS n, (array_agg(x.val ORDER BY x.n DESC))[1] AS val
+                    FROM (
+                        SELECT t.* FROM unnest(s.names, s.vals) WITH ORDINALITY t (name, val, n)
+                        WHERE t.name NOT IN (SELECT unnest(c.removed))
+                        UNION ALL
+                        SELECT u.name, u.val, u.n + place
+                        FROM unnest(c.names, c.vals) WITH ORDINALITY u (name, val, n)
+                    ) x GROUP BY x.name
+                ) m;
             ELSE
+                FOR i IN 1 .. cardinality(c.removed) LOOP
+                    place := array_position(s.names, c.removed[i]);
+                    IF place IS NOT NULL THEN
+                        s.names := s.names[: place - 1] || s.names[place + 1 :];
+                        s.vals := s.vals[: place - 1] || s.vals[place + 1 :];
+                    END IF;
+                END LOOP;
                 FOR i IN 1 .. cardinality(c.names) LOOP
                     place := array_position(s.names, c.names[i]);
                     IF place IS NULL THEN
