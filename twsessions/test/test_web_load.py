@@ -266,8 +266,8 @@ def put(request: Any) -> bytes:
 def assertNothingIsLeft(site: Any) -> None:
     keeper = site.keeper
     assert (site.sessions, len(keeper._due)) == ({}, 0)
-    assert not (keeper._moving or keeper._touches or keeper._watched or keeper._resting)
-    assert not (keeper._asking or keeper.logins._newcomers or keeper._loading)
+    assert not (keeper._moving or keeper._touches or keeper.watch._sessions or keeper._resting)
+    assert not (keeper.watch._asking or keeper.logins._newcomers or keeper._loading)
 
 
 # Floods
@@ -471,7 +471,7 @@ def test_aStoreOfWhichAPartIsAway(far: World) -> None:
     long that goes on, and not more often the longer it does.
     """
     site = far.site()
-    site.keeper._hasHints = False
+    site.keeper.watch._hasHints = False
     gone: list[object] = []
     far.visit(far.browser(site), lambda r: r.getSession().notifyOnExpire(lambda: gone.append(1)))
     far.settle(2)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +31,12 @@ from twsessions.errors import (
     StoreUnavailable,
     TooLateForSession,
 )
-from twsessions.interfaces import HINTS, PRINCIPALS
 from twsessions.web.alarm import SLICE
 from twsessions.web.exclusive import Exclusive
 from twsessions.web.keeper import Keeper
 from twsessions.web.logins import Logins
 from twsessions.web.settings import Settings
+from twsessions.web.watch import Watch
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["StoreKeeper"]
 
 _RESTING = 1024  # sessions that a store in memory has, kept as objects though nobody uses them
-_POLL = 1024  # sessions with something on them that a sweep asks after, at the most
 _ENDS = 256  # sessions that are ended at the same time
 _MOMENT = 0.02  # seconds
 _LATE = 10.0  # seconds in which what was on the way with an old id arrives
@@ -101,18 +99,13 @@ class StoreKeeper(Keeper):
         self._replaced: dict[bytes, float] = {}  # keys before a rotation here, until when
         self._tokens, self._tokenFork = 0, -1
         self._tokenStart = b""
-        self._hasHints = HINTS in link.capabilities
-        self._isWatching = False
         self._resting: OrderedDict[Session, None] = OrderedDict()
-        self._watched: dict[bytes, Session] = {}  # by key: others may end them
-        self._moved: dict[bytes, Session] = {}  # by seed: others gave them a new id
         self._touches: OrderedDict[Session, None] = OrderedDict()
         self._touchTask = self.alarm.task(self._writeTouches)
         self._sweepTask = self.alarm.task(self._sweep)
-        self._asking: dict[Session, None] = {}
-        self._askTask = self.alarm.task(self._askAgain)
         self.deliverer = Deliverer(self)
         self.logins = Logins(self)
+        self.watch = Watch(self)
 
     def _token(self) -> bytes:
         # Unique, not secret: no system call for each. A forked process must not
@@ -228,12 +221,12 @@ class StoreKeeper(Keeper):
         live = self.sessions.get(uid) or self._moving.get(uid)
         if record is None:
             if live is not None and live._record is not None and not self._isBusy(live):
-                self._missing(live)
+                self.watch.missing(live)
                 live = None
             return live
         record = self._here(record)
-        if live is None and self._moved:
-            live = self._moved.pop(record.seed, None)
+        if live is None:
+            live = self.watch.returned(record)
             if live is not None:
                 self.forget(live)
                 live.uid = uid
@@ -348,12 +341,10 @@ class StoreKeeper(Keeper):
         record = self._here(record)
         known = session._record
         if known is None or known.version < record.version:
-            isWatched = known is not None and self._watched.get(known.key) is session
-            if known is not None and isWatched:
-                del self._watched[known.key]
+            isWatched = self.watch.remove(session)
             session._stored(change, record)
             if isWatched or (known is None and not self.local and session.queued is not None):
-                self._watched[record.key] = session
+                self.watch.add(session)
         if self.local and record.deadline < inf:
             self._sweepTask.by(self.seconds() + max(0.0, record.deadline - record.asOf))
 
@@ -372,8 +363,8 @@ class StoreKeeper(Keeper):
 
     def _watch(self, session: Session) -> None:
         self.queue(session)
-        if not self.local and session._record is not None:
-            self._watched[session._record.key] = session
+        if not self.local:
+            self.watch.add(session)
 
     def _hold(self, session: Session) -> None:
         # Somebody has kept it beyond its request: flush() must find it.
@@ -713,7 +704,7 @@ class StoreKeeper(Keeper):
     def _finish(self, session: Session) -> None:
         rare = session._more()
         rare.forgotten = True
-        self._unwatch(session)
+        self.watch.forget(session)
         self._settled(rare)
         self._resting.pop(session, None)
         self._due.forget(session)
@@ -742,98 +733,7 @@ class StoreKeeper(Keeper):
             # The clock was set back: the record has a use of a later time.
             self.end(session, session._reason())
         else:
-            self._ask(session)
-
-    def _ask(self, session: Session) -> None:
-        # A clock or a hint only asks; the store decides.
-        record = session._record
-        assert record is not None
-
-        def answered(found: Record | None) -> None:
-            if self._isSettled(session, record):
-                return
-            if found is None:
-                self._missing(session)
-            else:
-                session._adopt(self._here(found))
-                session.lastModified = max(session.lastModified, session._record.touched)  # type: ignore[union-attr]
-                self.queue(session)
-
-        self.link.load(record.key).addCallbacks(answered, lambda _: self._askLater(session))
-
-    def _isSettled(self, session: Session, record: Record) -> bool:
-        # Something that is newer than the question has answered it.
-        return (
-            session._ended is not None
-            or self._isBusy(session)
-            or session._record is None
-            or session._record.key != record.key
-        )
-
-    def _missing(self, session: Session) -> None:
-        """
-        The store has nothing under the session's key: it has ended, or another
-        process has given it a new id, which only its browser knows.
-        """
-        record = session._record
-        if record is None or not session._isPinned() or PRINCIPALS not in self.link.capabilities:
-            self.lost(session)
-            return
-        self.forget(session)
-
-        def answered(found: Record | None) -> None:
-            if self._isSettled(session, record):
-                return
-            if found is None:
-                self.lost(session)
-                return
-            self._unwatch(session)
-            # Whoever comes with the id of old is a stranger.
-            session.uid = makeUid(self.entropy)
-            session._adopt(self._here(found))
-            self._moved[found.seed] = session
-            self._hold(session)
-            self._watch(session)
-
-        self.link.withHandle(record.handle).addCallbacks(
-            answered, lambda _: self._askLater(session)
-        )
-
-    def _askLater(self, session: Session) -> None:
-        self._asking[session] = None
-        self._askTask.by(self.seconds() + self.settings.sweepInterval)
-
-    def _askAgain(self, now: float) -> float | None:
-        asking, self._asking = self._asking, {}
-        for session in asking:
-            if session._ended is None and session._record is not None:
-                self._ask(session)
-        return None
-
-    def _heard(self, keys: Sequence[bytes] | None) -> None:
-        # See ISessionStore.watch.
-        if keys is None:
-            keys = list(self._watched)
-        for key in keys:
-            session = self._watched.get(key)
-            if session is not None and not self._isBusy(session):
-                self._ask(session)
-
-    def _poll(self) -> None:
-        # A store that gives no hints is asked, some sessions at a time.
-        for key, session in list(islice(self._watched.items(), _POLL)):
-            if self._watched.pop(key, None) is None:
-                continue  # another's end has ended it
-            self._watched[key] = session  # to the end
-            if not self._isBusy(session):
-                self._ask(session)
-
-    def _unwatch(self, session: Session) -> None:
-        record = session._record
-        if record is not None and self._watched.get(record.key) is session:
-            del self._watched[record.key]
-        if record is not None and self._moved.get(record.seed) is session:
-            del self._moved[record.seed]
+            self.watch.ask(session)
 
     # -- sweeping -------------------------------------------------------------
 
@@ -865,19 +765,13 @@ class StoreKeeper(Keeper):
         def done(swept: Any) -> None:
             if swept.ended:
                 self.deliverer.poke()
-            if not self._hasHints:
-                self._poll()
+            self.watch.poll()
             self._sweepTask.by(self.seconds() + (0.0 if swept.more else interval))
 
         def failed(failure: Failure) -> None:
             self._sweepTask.by(self.seconds() + interval)
 
-        if self._hasHints and not self._isWatching:
-            self._isWatching = True
-            # What ended before it is in force is asked after.
-            self.link.watch(self._heard).addCallbacks(
-                self._heard, lambda _: setattr(self, "_isWatching", False)
-            )
+        self.watch.listen()
         self.link.sweep(256).addCallbacks(done, failed)
         return None
 
@@ -1074,7 +968,7 @@ class _Committing:
             _tell(outcome, [self.result])
             followed.addBoth(_tell, following)
         if isGone:
-            keeper._missing(session)
+            keeper.watch.missing(session)
         keeper.unused(session)
 
 
