@@ -12,15 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks.harness import ROOT
+from benchmarks.harness import CORES, ROOT
 
 BROWSERS, REQUESTS = 960, 9600
 
-# A web server has a core to itself, and its client and its data are on others:
+# A web server has a core to itself, and its client and its data are on the other:
 # else the time it takes depends on who else is there, and threads of one
 # interpreter that pass its lock from core to core take half as long again.
-_CORES = sorted(os.sched_getaffinity(0))
-APART = {_CORES[0]}, set(_CORES[1:]) or {_CORES[0]}
+APART = {CORES[0]}, {CORES[-1]}
 
 
 def freePort() -> int:
@@ -45,7 +44,7 @@ def running(
         env=environment,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores or _CORES),
+        preexec_fn=lambda: os.sched_setaffinity(0, cores or CORES),
     )
     try:
         until = time.monotonic() + 30

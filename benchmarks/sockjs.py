@@ -18,7 +18,7 @@ from twisted.web import resource, server
 from benchmarks import sockjsclient
 from benchmarks.harness import ROOT, measure
 from benchmarks.requests import connect
-from benchmarks.servers import freePort, python, running
+from benchmarks.servers import APART, freePort, python, running
 from twsessions.sockjs import SockJSConnection, SockJSResource
 
 OURS = [sys.executable, str(ROOT / "examples" / "sockjs_test_server.py")]
@@ -35,14 +35,11 @@ def against(program: list[str], client: Callable[[int, int], float]) -> float:
     The two have CPUs of their own. On a common one a round trip is several
     times cheaper, and whether they have one would be chance.
     """
-    cpus = sorted(os.sched_getaffinity(0))
     _, most = getrlimit(RLIMIT_NOFILE)
     setrlimit(RLIMIT_NOFILE, (most, most))  # 1024, as it often is, is too few
     port = freePort()
-    with running([*program, str(port)], port) as process:
-        if len(cpus) > 1:
-            os.sched_setaffinity(process.pid, cpus[::2])
-            os.sched_setaffinity(0, cpus[1::2])
+    with running([*program, str(port)], port, APART[0]) as process:
+        os.sched_setaffinity(0, APART[1])
         return client(process.pid, port)
 
 

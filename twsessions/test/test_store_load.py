@@ -164,7 +164,7 @@ def test_endsThatAreHeardSlowly(clock: Clock) -> None:
 
         return claim
 
-    few, many = steps(prepare(100)), steps(prepare(2000))
+    few, many = steps(prepare, 100), steps(prepare, 2000)
     assert many < 2 * few
 
 

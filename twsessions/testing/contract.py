@@ -257,10 +257,10 @@ class StoreContractMixin:
         assert [record.fields["dn"] for record in loaded] == [b"%d" % n for n in range(30)]
 
     async def test_loadExactDeadlineBoundary(self) -> None:
-        key = await self.made(idle=10.0)
-        await self.advance(9.5)
+        key = await self.made(idle=100.0)
+        await self.advance(95.0)
         assert await self.isAlive(key)
-        await self.advance(0.5)
+        await self.advance(5.0)
         assert not await self.isAlive(key)
 
     async def test_loadDoesNotCountAsUse(self) -> None:
@@ -380,39 +380,39 @@ class StoreContractMixin:
     # -- use and deadlines ----------------------------------------------------
 
     async def test_useExtends(self) -> None:
-        key = await self.made(idle=10.0)
+        key = await self.made(idle=100.0)
         for _ in range(5):
-            await self.advance(8.0)
+            await self.advance(80.0)
             await self.one(change(key, usedAgo=0.0))
         await self.sweepAll()
-        await self.advance(9.5)
+        await self.advance(95.0)
         assert await self.isAlive(key)
-        await self.advance(0.5)
+        await self.advance(5.0)
         assert not await self.isAlive(key)
 
     async def test_useLiesBack(self) -> None:
-        key = await self.made(idle=10.0)
-        await self.advance(6.0)
-        await self.one(change(key, usedAgo=4.0))
-        await self.advance(5.5)
+        key = await self.made(idle=100.0)
+        await self.advance(60.0)
+        await self.one(change(key, usedAgo=40.0))
+        await self.advance(55.0)
         assert await self.isAlive(key)
-        await self.advance(0.5)
+        await self.advance(5.0)
         assert not await self.isAlive(key)
 
     async def test_useNeverShortens(self) -> None:
-        key = await self.made(idle=10.0)
-        await self.advance(5.0)
+        key = await self.made(idle=100.0)
+        await self.advance(50.0)
         await self.one(change(key, usedAgo=0.0))
-        await self.one(change(key, usedAgo=4.0))
-        await self.advance(9.5)
+        await self.one(change(key, usedAgo=40.0))
+        await self.advance(95.0)
         assert await self.isAlive(key)
 
     async def test_useNeverPassesTheAbsoluteLimit(self) -> None:
-        key = await self.made(idle=10.0, absolute=25.0)
+        key = await self.made(idle=100.0, absolute=250.0)
         for _ in range(3):
-            await self.advance(8.0)
+            await self.advance(80.0)
             await self.one(change(key, usedAgo=0.0))
-        await self.advance(1.0)
+        await self.advance(10.0)
         assert not await self.isAlive(key)
 
     async def test_useOfNothingIsGone(self) -> None:
@@ -421,10 +421,10 @@ class StoreContractMixin:
         assert not await self.isAlive(key)
 
     async def test_writingIsNotUse(self) -> None:
-        key = await self.made(idle=10.0)
-        await self.advance(8.0)
+        key = await self.made(idle=100.0)
+        await self.advance(80.0)
         await self.one(change(key, set={"da": b"1"}))
-        await self.advance(2.0)
+        await self.advance(20.0)
         assert not await self.isAlive(key)
 
     async def test_anotherTimeoutMovesTheDeadlineBothWays(self) -> None:
@@ -529,19 +529,19 @@ class StoreContractMixin:
     async def test_dueListsOnlyDue(self) -> None:
         self._needs(EVENTS)
         await self.store.listen()
-        early, late = await self.made(idle=10.0), await self.made(idle=20.0)
-        await self.advance(9.5)
+        early, late = await self.made(idle=100.0), await self.made(idle=200.0)
+        await self.advance(95.0)
         assert await self.sweepAll() == 0
-        await self.advance(0.5)
+        await self.advance(5.0)
         assert await self.sweepAll() == 1
         assert [end.record.key for end in await self.store.claim(10, 30.0)] == [early]
         assert await self.isAlive(late)
 
     async def test_useBeatsTheSweepIfAcknowledgedFirst(self) -> None:
-        key = await self.made(idle=10.0)
-        await self.advance(9.9)
+        key = await self.made(idle=100.0)
+        await self.advance(95.0)
         await self.one(change(key, usedAgo=0.0))
-        await self.advance(0.1)
+        await self.advance(5.0)
         assert await self.sweepAll() == 0
         assert await self.isAlive(key)
 
@@ -648,7 +648,7 @@ class StoreContractMixin:
 
     async def test_claimExclusive(self) -> None:
         assert len(await self._claimed(3)) == 3
-        await self.advance(29.0)
+        await self.advance(25.0)
         assert await self.store.claim(10, 30.0) == []
 
     async def test_claimIsBounded(self) -> None:
@@ -678,10 +678,10 @@ class StoreContractMixin:
 
     async def test_retryLater(self) -> None:
         (end,) = await self._claimed()
-        assert await self.store.settle([Verdict(end.id, end.claim, retryIn=5.0)]) == [True]
-        await self.advance(4.0)
+        assert await self.store.settle([Verdict(end.id, end.claim, retryIn=50.0)]) == [True]
+        await self.advance(40.0)
         assert await self.store.claim(10, 30.0) == []
-        await self.advance(1.0)
+        await self.advance(10.0)
         assert [again.attempts for again in await self.store.claim(10, 30.0)] == [2]
 
     async def test_deadLetters(self) -> None:
