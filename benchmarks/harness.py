@@ -161,6 +161,7 @@ def write(text: str, command: str, scale: int, rounds: int) -> None:
         f" SQLite {sqlite3.sqlite_version}, {len(CORES)} of {os.cpu_count()} cores,"
         f" {platform.machine()}.\n"
         "Times are CPU time of the measured process, and web servers have a core to themselves;\n"
-        "only the ratios mean anything elsewhere.\n\n"
+        "only the ratios mean anything elsewhere. A Python that was built without optimizations\n"
+        "(by hand; a distribution's is not) takes half as long again, unlike peers in C and Node.\n\n"
     )
     (ROOT / "benchmarks" / "RESULTS.rst").write_text(head + text)
