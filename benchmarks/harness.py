@@ -162,6 +162,6 @@ def write(text: str, command: str, scale: int, rounds: int) -> None:
         f" {platform.machine()}.\n"
         "Times are CPU time of the measured process, and web servers have a core to themselves;\n"
         "only the ratios mean anything elsewhere. A Python that was built without optimizations\n"
-        "(by hand; no distribution does that) takes half as long again; peers in C and Node do not.\n\n"
+        "(by hand; no distribution does that) takes half as long again, unlike C and Node.\n\n"
     )
     (ROOT / "benchmarks" / "RESULTS.rst").write_text(head + text)
