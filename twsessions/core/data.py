@@ -22,7 +22,9 @@ from twsessions.errors import CorruptRecord, SessionTooLarge
 
 __all__ = ["Data", "View", "withoutPrefix"]
 
-_EXACT: Final = 2  # the last format of marshal that does not depend on who else has an object
+# Of marshal there are dumps only, to be compared with each other: none is stored,
+# sent or loaded. 2 is the last format that does not depend on who else has an object.
+_EXACT: Final = 2
 _EMPTY: Final[Mapping[str, bytes]] = MappingProxyType({})
 _NO_KEYS: Final[frozenset[str]] = frozenset()
 _ABSENT: Final = object()

@@ -213,4 +213,4 @@ def _patiently(f: Callable[[], object], patience: float) -> None:
         except sqlite3.OperationalError as error:
             if "is locked" not in str(error) or time.monotonic() >= end:
                 raise
-        time.sleep(0.005)
+        time.sleep(0.005)  # in the worker's thread, not the reactor's

@@ -4,7 +4,7 @@ A page that does what a test says, and what a Deferred has already.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -34,11 +34,12 @@ class Page(Resource):
         return repr(result).encode()
 
 
-def result(deferred: Deferred[Any]) -> Any:
+def result(thing: Deferred[Any] | Coroutine[Any, Any, Any]) -> Any:
     """
     What is there already.
     """
     results: list[Any] = []
+    deferred = thing if isinstance(thing, Deferred) else Deferred.fromCoroutine(thing)
     deferred.addBoth(results.append)
     assert results, "nothing has come"
     if isinstance(results[0], Failure):

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 
 from twsessions import storeFromURL
 from twsessions.core.delta import Birth
 from twsessions.core.record import Record
 from twsessions.ops.cli import _HEAD, _parser, run
+from twsessions.test.page import result
 from twsessions.test.real import freePort
 from twsessions.test.test_examples import Visitor, running
 from twsessions.testing.contract import change, newKey
@@ -33,15 +32,6 @@ ROOT = Path(__file__).parents[2]
 NOON = 1785585600.0  # 2026-08-01T12:00:00Z
 HOSTILE = "\x1b]0;pwned\x07\u202e\x9b31m\r\n\u2028\x7f"
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
-
-
-def result(thing: Any) -> Any:
-    results: list[Any] = []
-    deferred = thing if isinstance(thing, Deferred) else Deferred.fromCoroutine(thing)
-    deferred.addBoth(results.append)
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
 
 
 class World:

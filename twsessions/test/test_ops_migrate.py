@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 
 from twsessions import SessionSite
 from twsessions.core.delta import Birth
@@ -23,17 +21,9 @@ from twsessions.interfaces import ITERATE
 from twsessions.ops.cli import run
 from twsessions.ops.migrate import Counts, migrate
 from twsessions.stores.memory import MemoryStore
+from twsessions.test.page import result
 from twsessions.testing.contract import change, create, newKey
 from twsessions.testing.faulty import FaultyStore
-
-
-def result(thing: Any) -> Any:
-    results: list[Any] = []
-    deferred = thing if isinstance(thing, Deferred) else Deferred.fromCoroutine(thing)
-    deferred.addBoth(results.append)
-    if isinstance(results[0], Failure):
-        results[0].raiseException()
-    return results[0]
 
 
 class World:

@@ -17,7 +17,7 @@ import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET
@@ -27,28 +27,18 @@ from twsessions.core.codec import decode
 from twsessions.core.delta import Change
 from twsessions.core.ids import keyOf
 from twsessions.errors import StoreUnavailable
-from twsessions.stores.memory import MemoryStore
 from twsessions.test.page import Does, Page
+from twsessions.test.slowstore import SlowStore
 from twsessions.testing.browser import Browser, Response
-from twsessions.testing.faulty import FaultyStore
 
 MANY = 1000
 TRIP = 0.01  # seconds to the far store and back
 
 
-class FarStore(FaultyStore):
+class FarStore(SlowStore):
     """
-    Answers after a while.
+    Counts what it was asked for.
     """
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(MemoryStore(clock.seconds))
-        self.clock = clock
-
-    def _ask(self, operation: str, *args: Any) -> Deferred[Any]:
-        if operation == "close":
-            return succeed(None)
-        return deferLater(self.clock, TRIP, super()._ask, operation, *args)
 
     def count(self, operation: str) -> int:
         return sum(name == operation for name, _ in self.calls)
@@ -67,7 +57,7 @@ class World:
         self.clock = Clock()
         self.clock.advance(1_000_000)
         self.kind = kind
-        self.far = FarStore(self.clock)
+        self.far = FarStore(self.clock, TRIP)
         urls: dict[str, Any] = {"sqlite": f"sqlite:///{path}/s.db", "far": self.far}
         self.url = urls.get(kind, kind)
         self.sites: list[Any] = []

@@ -13,8 +13,8 @@ from typing import Any
 
 import attr
 import pytest
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.spread import jelly
@@ -25,28 +25,12 @@ from zope.interface import Attribute, Interface
 
 from twsessions import CookiePolicy, Session, SessionSite, registerComponent
 from twsessions.errors import LeaseTimeout, TooLateForSession, TooManySessions
-from twsessions.stores.memory import MemoryStore
 from twsessions.test.page import Does, Page
+from twsessions.test.slowstore import SlowStore
 from twsessions.testing.browser import Browser, Response
-from twsessions.testing.faulty import FaultyStore
 
 KNOWN = b"twsession"
 SECURE = b"__Host-twsession"
-
-
-class SlowStore(FaultyStore):
-    """
-    Does nothing before the reactor has had a turn.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(MemoryStore(clock.seconds))
-        self.clock = clock
-
-    def _ask(self, operation: str, *args: Any) -> Deferred[Any]:
-        if operation == "close":
-            return succeed(None)
-        return deferLater(self.clock, 0, super()._ask, operation, *args)
 
 
 _clocks: list[Clock] = []
