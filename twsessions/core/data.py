@@ -27,6 +27,7 @@ __all__ = ["Data", "View", "withoutPrefix"]
 _EXACT: Final = 2
 _EMPTY: Final[Mapping[str, bytes]] = MappingProxyType({})
 _NO_KEYS: Final[frozenset[str]] = frozenset()
+_HOLDERS: Final = frozenset((list, dict, set, tuple))  # what may be changed in place
 _ABSENT: Final = object()
 # Takes the place of the decoded value of bytes that cannot be decoded.
 _CORRUPT: Final = object()
@@ -193,7 +194,7 @@ class Data(_Readable):
             if self._onCorrupt is not None:
                 self._onCorrupt(self._owner, key, error)
             raise KeyError(key) from None
-        if _canChange(value):
+        if type(value) in _HOLDERS and _canChange(value):
             self._changing[key] = value
             self._note(key, value, encoded)
         return value
@@ -249,7 +250,7 @@ class Data(_Readable):
             self._read = {}
         self._assigned[key] = encoded
         self._read[key] = value
-        if _canChange(value):
+        if type(value) in _HOLDERS and _canChange(value):
             self._changing[key] = value
         else:
             self._changing.pop(key, None)
@@ -348,7 +349,7 @@ class Data(_Readable):
         @return: the bytes of each key to set, and the keys to remove.
         @raise TypeError: a value was changed into one that cannot be stored.
         """
-        if self.isUntouched:
+        if not self._assigned and self.isUntouched:
             self._offered = None
             return {}, _NO_KEYS
         base, touched = self._base, self._touched()

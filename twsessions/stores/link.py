@@ -435,10 +435,11 @@ class StoreLink:
         """
         @return: L{None} if it is refused; C{then} has been told.
         """
-        refusal = self._refusal()
-        if refusal is not None:
-            then(refusal)
-            return None
+        if self.isOpen or self._closed is not None or self._waiting >= self._maxWaiting:
+            refusal = self._refusal()
+            if refusal is not None:
+                then(refusal)
+                return None
         call = _Call(self._reactor.seconds(), item, then)
         if lane is self._loadLane:
             first = lane.gathered.setdefault(item, call)

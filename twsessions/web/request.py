@@ -552,19 +552,20 @@ class Exchange:
                 waits.append(stored)
         slept, self._slept = self._slept, self._slept or bool(self._slots)
         for slot in self._slots:
-            used = slot.session or slot.gone
-            if used is None:
+            session = slot.session if slot.session is not None else slot.gone
+            if session is None:
                 continue
-            session = used
             if not slept and session._ended is None:
                 try:
                     session.sleep(self.request)
                 except Exception:
                     waits.append(fail())
-            evicting = keeper.logins.evicting(session)
-            if evicting is not None:
-                waits.append(evicting)
-            losses = 0 if session._rare is None else session._rare.losses
+            losses = 0
+            if session._rare is not None:
+                losses = session._rare.losses
+                evicting = keeper.logins.evicting(session)
+                if evicting is not None:
+                    waits.append(evicting)
             if losses != slot.losses:
                 slot.losses = losses
                 waits.append(fail(_loss(session)))
@@ -799,9 +800,10 @@ class Exchange:
             if session is not None:
                 self.keeper.release(session)
         loaded, self._loaded = self._loaded, None
-        for loadedSession in (loaded or {}).values():
-            if loadedSession is not None:
-                self.keeper.release(loadedSession)
+        if loaded:
+            for unasked in loaded.values():
+                if unasked is not None:
+                    self.keeper.release(unasked)
 
     def _cookies(self) -> None:
         """

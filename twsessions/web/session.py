@@ -222,17 +222,21 @@ class Session(server.Session, MutableMapping[str, Any]):
         return self._values
 
     def __getitem__(self, key: str) -> Any:
+        data = self._data
+        if data is None:
+            data = self._values
         try:
-            return self._values[DATA + key]
-        except KeyError:
-            raise KeyError(key) from None
-        except TypeError:
+            return data[DATA + key]
+        except (KeyError, TypeError):
             raise KeyError(key) from None
 
     def __setitem__(self, key: str, value: Any) -> None:
         if type(key) is not str:
             raise TypeError(f"a session's keys are str, not {type(key).__name__}")
-        self._writable().assign(DATA + key, value, key)
+        data = self._data
+        if data is None or self._ended is not None:
+            data = self._writable()
+        data.assign(DATA + key, value, key)
         if not self._users:
             self._keeper.changed(self)
 
@@ -377,16 +381,14 @@ class Session(server.Session, MutableMapping[str, Any]):
             return
         keeper = self._keeper
         self.lastModified = keeper.seconds()
-        queued = self.queued
-        if self._record is None:
-            # Few have limits of their own.
-            if (
-                self.sessionTimeout is keeper.commonIdle
-                and self.absoluteTimeout is keeper.commonAbsolute
-            ):
-                return
-        else:
+        if self._record is not None:
             keeper.touched(self)
+        elif (
+            self.sessionTimeout is keeper.commonIdle
+            and self.absoluteTimeout is keeper.commonAbsolute
+        ):
+            return  # few have limits of their own
+        queued = self.queued
         if queued is not None and (self._deadline() or queued) < queued:
             keeper.queue(self)  # a limit has become shorter
 
@@ -612,9 +614,11 @@ class Session(server.Session, MutableMapping[str, Any]):
         self._renew(record)
 
     def _renew(self, record: Record) -> None:
-        if self._data is not None:
-            self._noteComponents()
-            self._data.refresh(record.fields)
+        data = self._data
+        if data is not None:
+            if self._cache:
+                self._noteComponents()
+            data.refresh(record.fields)
             if self._cache:
                 refresh(self, self._cache)
 
@@ -630,8 +634,8 @@ class Session(server.Session, MutableMapping[str, Any]):
             sync(self, self._cache)
 
     def _hasChanges(self) -> bool:
-        if self._data is None and self._rare is None and not self._cache:
-            return False  # seen at a glance, as most are
+        if self._isUntouched():
+            return False
         self._sync()
         data, rare = self._data, self._rare
         return (data is not None and data.isDirty) or (rare is not None and rare.isUnstored)
@@ -712,7 +716,8 @@ class Session(server.Session, MutableMapping[str, Any]):
         self._seed = None
         data = self._data
         if data is not None:
-            self._noteComponents()
+            if self._cache:
+                self._noteComponents()
             data.accept(change.set, change.remove)
             self._renew(record)
 

@@ -133,10 +133,8 @@ class StoreKeeper(Keeper):
         return session
 
     def _produce(self, uid: bytes) -> Session:
-        from twsessions.web.session import Session
-
-        session = self.owner.sessionFactory(self.owner, uid)
-        if not isinstance(session, Session):
+        session: Session = self.owner.sessionFactory(self.owner, uid)
+        if not isinstance(session, self._plain):
             raise TypeError(
                 f"{type(self.owner).__name__}.sessionFactory must make sessions of"
                 f" twsessions.Session or a subclass, not {type(session).__name__}"
@@ -147,8 +145,8 @@ class StoreKeeper(Keeper):
         self.sessions[session.uid] = session
         if self.local:
             session.startCheckingExpiration()
-        else:
-            self.pinned(session)
+        elif self.owner.sessionFactory is not self._plain:
+            self.pinned(session)  # what made it may have put something on it
 
     def found(self, uid: bytes) -> Session | None:
         """
@@ -220,7 +218,7 @@ class StoreKeeper(Keeper):
     def _attach(self, uid: bytes, record: Record | None) -> Session | None:
         live = self.sessions.get(uid) or self._moving.get(uid)
         if record is None:
-            if live is not None and live._record is not None and not self._isBusy(live):
+            if live is not None and live._record is not None and not live._isCommitting:
                 self.watch.missing(live)
                 live = None
             return live
@@ -250,9 +248,6 @@ class StoreKeeper(Keeper):
         moved.created += shift
         moved.touched += shift
         return moved
-
-    def _isBusy(self, session: Session) -> bool:
-        return session._isCommitting
 
     # -- use ------------------------------------------------------------------
 
@@ -302,7 +297,7 @@ class StoreKeeper(Keeper):
         @return: L{None} if there is nothing to wait for.
         """
         record = session._record
-        if session._ended is not None or record is None or self._isBusy(session):
+        if session._ended is not None or record is None or session._isCommitting:
             return None
         now = self.seconds()
         if session.lastModified <= record.touched and not session._requests:
@@ -391,7 +386,7 @@ class StoreKeeper(Keeper):
                 self._rest(session)
         elif session._isPinned():
             self._watch(session)  # it must not stay longer than the store has it
-        elif not (self._isBusy(session) or session._hasChanges()):
+        elif not (session._isCommitting or session._hasChanges()):
             self.forget(session)
             if session.queued is not None:
                 self._due.forget(session)
@@ -431,7 +426,7 @@ class StoreKeeper(Keeper):
         Whether it can be seen at a glance, as most often, that L{store} would
         find nothing to do.
         """
-        if session._ended is not None or self._isBusy(session) or not session._isUntouched():
+        if session._ended is not None or session._isCommitting or not session._isUntouched():
             return False
         return self.local if session._record is None else not self._isTouchDue(session)
 
@@ -532,7 +527,7 @@ class StoreKeeper(Keeper):
         @raise SessionError: as L{commit}.
         """
         await self.commit(session)
-        while self._isBusy(session):
+        while session._isCommitting:
             free: Deferred[None] = Deferred()
             session._more().waiting.append(free)
             await free
@@ -738,8 +733,10 @@ class StoreKeeper(Keeper):
     # -- sweeping -------------------------------------------------------------
 
     def _awaken(self) -> None:
-        if not self.local:  # also earlier than it was, if the clock was set back
-            self._sweepTask.by(self.seconds() + self.settings.sweepInterval)
+        if not self.local:
+            due, at = self._sweepTask.when, self.seconds() + self.settings.sweepInterval
+            if due is None or at < due:  # earlier than it was: the clock was set back
+                self._sweepTask.by(at)
 
     def start(self) -> None:
         """
@@ -843,7 +840,7 @@ class StoreKeeper(Keeper):
                 if touched is not None:
                     waits.append(touched)
         for session in list(self.sessions.values()):
-            if session._hasChanges() or self._isBusy(session):
+            if session._hasChanges() or session._isCommitting:
                 waits.append(self.commit(session))
         for succeeded, outcome in await DeferredList(waits, consumeErrors=True):
             if not succeeded and not outcome.check(SessionGone):
