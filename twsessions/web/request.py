@@ -552,9 +552,10 @@ class Exchange:
                 waits.append(stored)
         slept, self._slept = self._slept, self._slept or bool(self._slots)
         for slot in self._slots:
-            session = slot.session if slot.session is not None else slot.gone
-            if session is None:
+            used = slot.session if slot.session is not None else slot.gone
+            if used is None:
                 continue
+            session = used
             if not slept and session._ended is None:
                 try:
                     session.sleep(self.request)

@@ -89,7 +89,16 @@ class _Rare:
         return self.rotated or self.login or self.principal is not UNSET or self.idle is not UNSET
 
 
-class Session(server.Session, MutableMapping[str, Any]):
+class _Core:
+    """
+    What every use looks at, in one place of an instance: where there are very
+    many, reading it from memory is what use costs.
+    """
+
+    __slots__ = ("_ended", "_keeper", "_record", "lastModified", "queued")
+
+
+class Session(_Core, server.Session, MutableMapping[str, Any]):
     """
     A user's session: a L{twisted.web.server.Session} and a mapping of values
     that are stored.
@@ -114,19 +123,14 @@ class Session(server.Session, MutableMapping[str, Any]):
     __slots__ = (
         "_cache",
         "_data",
-        "_ended",
         "_exchange",
         "_isCommitting",
-        "_keeper",
         "_rare",
-        "_record",
         "_requests",
         "_seed",
         "_users",
         "created",
         "isNew",
-        "lastModified",
-        "queued",
         "secure",
         "site",
         "uid",
