@@ -6,11 +6,13 @@ drivers that one would use instead.
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 from benchmarks.harness import measure
@@ -20,8 +22,8 @@ from twsessions.stores.fromurl import storeFromURL
 from twsessions.test.memcachedserver import Server as Memcached
 from twsessions.test.places import serverFor
 
-SESSIONS, ROUNDS, AT_ONCE = 1000, 400, 64
-SECONDS = 3.0
+SESSIONS, AT_ONCE = 1000, 64
+SECONDS, TURNS = 3.0, 12
 
 
 @contextmanager
@@ -106,46 +108,85 @@ def settle(url: str) -> None:
         connection.execute("CHECKPOINT")
 
 
-def perSecond(kind: str, count: int, commits: bool) -> float:
+async def busy(store: Any, keys: list[bytes], commits: bool, seconds: float) -> float:
     """
     Loads or commits a second, 64 at once.
     """
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() < started + seconds:
+        some = [keys[(done + n) * 7919 % len(keys)] for n in range(AT_ONCE)]
+        if commits:
+            await store.commit(
+                [
+                    Change(key, os.urandom(16), set={"duser": b"%d" % done}, usedAgo=0.0)
+                    for key in dict.fromkeys(some)
+                ]
+            )
+        else:
+            await store.load(some)
+        done += AT_ONCE
+    return done / (time.perf_counter() - started)
+
+
+async def ended(store: Any, keys: list[bytes]) -> None:
+    """
+    Close the store, with nothing lost.
+    """
+    for at in range(0, len(keys), 250):
+        assert None not in await store.load(keys[at : at + 250])
+    await store.close()
+
+
+def perSecond(kind: str, commits: bool) -> float:
+    """
+    Loads or commits a second.
+    """
 
     async def work(reactor: Any) -> float:
-        store, keys = await filled(reactor, url, count)
+        store, keys = await filled(reactor, url, SESSIONS)
         if kind == "postgresql":
             settle(url)
-
-        async def run(seconds: float) -> float:
-            done, started = 0, time.perf_counter()
-            while time.perf_counter() < started + seconds:
-                some = [keys[(done + n) * 7919 % len(keys)] for n in range(AT_ONCE)]
-                if commits:
-                    await store.commit(
-                        [
-                            Change(key, os.urandom(16), set={"duser": b"%d" % done}, usedAgo=0.0)
-                            for key in dict.fromkeys(some)
-                        ]
-                    )
-                else:
-                    await store.load(some)
-                done += AT_ONCE
-            return done / (time.perf_counter() - started)
-
-        await run(SECONDS / 3)  # what was just stored may still be on its way to its place
-        rate = await run(SECONDS)
-        for at in range(0, len(keys), 250):
-            assert None not in await store.load(keys[at : at + 250])
-        await store.close()
+        await busy(store, keys, commits, SECONDS / 3)  # what was stored may be on its way
+        rate = await busy(store, keys, commits, SECONDS)
+        await ended(store, keys)
         return rate
 
     with server(kind) as url:
         return react(work)
 
 
+def manyOverFew(kind: str, scale: int) -> float:
+    """
+    Commits a second where many sessions are stored, over those where there are
+    a thousand. The two take turns.
+    """
+
+    async def work(reactor: Any) -> float:
+        sides = []
+        for url, count in ((few, SESSIONS), (many, scale)):
+            store, keys = await filled(reactor, url, count)
+            rates: list[float] = []
+            sides.append((store, keys, rates))
+        for url in (few, many):
+            if kind == "postgresql":
+                settle(url)
+        for store, keys, _ in sides:
+            await busy(store, keys, True, SECONDS / 3)
+        for _ in range(TURNS):
+            for store, keys, rates in random.sample(sides, 2):
+                rates.append(await busy(store, keys, True, SECONDS / TURNS))
+        for store, keys, _ in sides:
+            await ended(store, keys)
+        (_, _, withFew), (_, _, withMany) = sides
+        return median(withMany) / median(withFew)
+
+    with server(kind) as few, server(kind) as many:
+        return react(work)
+
+
 @measure
 def oursRedisLoads(scale: int) -> float:
-    return perSecond("redis", SESSIONS, False)
+    return perSecond("redis", False)
 
 
 @measure
@@ -236,17 +277,17 @@ def pgbenchCommits(scale: int) -> float:
 
 @measure
 def oursPostgreSQLLoads(scale: int) -> float:
-    return perSecond("postgresql", SESSIONS, False)
+    return perSecond("postgresql", False)
 
 
 @measure
 def oursPostgreSQLCommits(scale: int) -> float:
-    return perSecond("postgresql", SESSIONS, True)
+    return perSecond("postgresql", True)
 
 
 @measure
 def oursMemcachedLoads(scale: int) -> float:
-    return perSecond("memcached", SESSIONS, False)
+    return perSecond("memcached", False)
 
 
 @measure
@@ -280,16 +321,12 @@ def twistedMemcache(scale: int) -> float:
         return react(work)
 
 
-def _many(kind: str) -> Callable[[int], float]:
-    def few(scale: int) -> float:
-        return perSecond(kind, 1000, True)
+def _many(kind: str) -> None:
+    def ofMany(scale: int) -> float:
+        return manyOverFew(kind, scale)
 
-    def many(scale: int) -> float:
-        return perSecond(kind, scale, True)
-
-    few.__name__, many.__name__ = f"{kind}WithFew", f"{kind}WithMany"
-    measure(few)
-    return measure(many)
+    ofMany.__name__ = f"{kind}OfMany"
+    measure(ofMany)
 
 
 for _kind in ("sqlite", "redis", "postgresql", "memcached"):
