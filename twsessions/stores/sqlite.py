@@ -52,7 +52,7 @@ __all__ = ["SQLiteStore"]
 P = ParamSpec("P")
 T = TypeVar("T")
 _Row = tuple[bytes, bytes]  # key, packed record
-_DueRow = tuple[bytes, bytes, float | None]  # and when a sweep looks at it
+_WholeRow = tuple[bytes, bytes, float | None, int]  # when a sweep looks at it, and its rowid
 
 _WISH = 30 * 86400.0  # seconds for which one listen() holds
 _SLICE = 250  # sessions swept in one transaction: a few ms of the write lock
@@ -65,7 +65,7 @@ _SMALL = 4096  # bytes of the largest of them
 # of two, the last key repeated.
 _CHUNK = 128
 _SELECT = {
-    size: f"SELECT key, record, due FROM session WHERE key IN ({', '.join('?' * size)})"
+    size: f"SELECT key, record, due, rowid FROM session WHERE key IN ({', '.join('?' * size)})"
     for size in (*range(1, 17), 32, 64, 128)
 }
 _COLUMNS = "key, record, due, principal, handle"
@@ -621,9 +621,9 @@ class _Batch:
     @ivar ends: last states, and why they ended.
     """
 
-    def __init__(self, rows: list[_DueRow], now: float, seen: _Seen) -> None:
+    def __init__(self, rows: list[_WholeRow], now: float, seen: _Seen) -> None:
         self.now = now
-        self._dues = {key: due for key, _, due in rows}
+        self._places = {key: (due, rowid) for key, _, due, rowid in rows}
         self.corrupt: list[_Row] = []
         self.ends: list[tuple[Record, str]] = []
         self._sealed: set[bytes] = set()
@@ -669,7 +669,8 @@ class _Batch:
         """
         Bring the file to the state after all steps.
         """
-        dead = [(key,) for key in self._before if key not in self._after]
+        places = self._places
+        dead = [(places[key][1],) for key in self._before if key not in self._after]
         born, used, moved = [], [], []
         for key, packed in self._packed.items():
             record, before = self._after.get(key), self._before.get(key)
@@ -679,17 +680,19 @@ class _Batch:
             if before is None or before.seed != record.seed:
                 born.append((key, packed, due, record.principal, record.handle))
                 if before is not None:
-                    dead.append((key,))
-            elif before.principal == record.principal and _isBefore(self._dues[key], due):
-                used.append((packed, key))
+                    dead.append((places[key][1],))
+            elif before.principal == record.principal and _isBefore(places[key][0], due):
+                used.append((packed, places[key][1]))
             else:
-                moved.append((packed, due, record.principal, key))
-        # Only the columns that change: an index not named is not rewritten.
+                moved.append((packed, due, record.principal, places[key][1]))
+        # By rowid, which holds as long as the transaction: among a million keys,
+        # finding one again costs as much as all the rest. Only the columns that
+        # change: an index not named is not rewritten.
         for statement, values in (
-            ("DELETE FROM session WHERE key = ?", dead),
-            ("UPDATE session SET record = ? WHERE key = ?", used),
+            ("DELETE FROM session WHERE rowid = ?", dead),
+            ("UPDATE session SET record = ? WHERE rowid = ?", used),
             (
-                "UPDATE session SET record = ?, due = ?, principal = ? WHERE key = ?",
+                "UPDATE session SET record = ?, due = ?, principal = ? WHERE rowid = ?",
                 moved,
             ),
             (f"INSERT INTO session ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", born),
@@ -712,12 +715,12 @@ class _Seen:
     def __init__(self) -> None:
         self._records: dict[bytes, tuple[bytes, Record]] = {}
 
-    def add(self, rows: Iterable[_DueRow], records: dict[bytes, Record]) -> None:
+    def add(self, rows: Iterable[_WholeRow], records: dict[bytes, Record]) -> None:
         """
         Remember records, by their keys, with their rows.
         """
         seen = self._records
-        for key, packed, _ in rows:
+        for key, packed, *_ in rows:
             if key in records and len(packed) <= _SMALL:
                 if len(seen) >= _SEEN:
                     seen.clear()
@@ -732,8 +735,8 @@ class _Seen:
         return seen[1] if seen is not None and seen[0] == packed else _unpack(key, packed, now)
 
 
-def _fetch(connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[_DueRow]:
-    rows: list[_DueRow] = []
+def _fetch(connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[_WholeRow]:
+    rows: list[_WholeRow] = []
     for start in range(0, len(keys), _CHUNK):
         chunk = list(keys[start : start + _CHUNK])
         size = len(chunk)
@@ -757,7 +760,7 @@ def _isBefore(due: float | None, deadline: float | None) -> bool:
 
 
 def _readable(
-    rows: Iterable[_Row | _DueRow],
+    rows: Iterable[_Row | _WholeRow],
     now: float,
     corrupt: list[_Row],
     sealed: set[bytes] | None = None,
@@ -778,7 +781,7 @@ def _readable(
                 sealed.add(key)
 
 
-def _living(rows: Iterable[_Row | _DueRow], now: float, corrupt: list[_Row]) -> Iterator[Record]:
+def _living(rows: Iterable[_Row | _WholeRow], now: float, corrupt: list[_Row]) -> Iterator[Record]:
     return (record for record in _readable(rows, now, corrupt) if isAlive(record, now))
 
 
