@@ -685,9 +685,9 @@ class _Batch:
                 used.append((packed, places[key][1]))
             else:
                 moved.append((packed, due, record.principal, places[key][1]))
-        # By rowid, which holds as long as the transaction: among a million keys,
-        # finding one again costs as much as all the rest. Only the columns that
-        # change: an index not named is not rewritten.
+        # By rowid, which holds as long as the transaction: to find a key again
+        # costs more the more there are. Only the columns that change: an index
+        # not named is not rewritten.
         for statement, values in (
             ("DELETE FROM session WHERE rowid = ?", dead),
             ("UPDATE session SET record = ? WHERE rowid = ?", used),

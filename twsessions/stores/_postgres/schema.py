@@ -192,13 +192,19 @@ DECLARE
         SELECT u.key FROM unnest(changes) u
         UNION ALL SELECT u.new_key FROM unnest(changes) u WHERE u.new_key IS NOT NULL);
     twice bytea[] := ARRAY(SELECT k FROM unnest(keys) k GROUP BY k HAVING count(*) > 1);
+    locked bytea[];
+    spots tid[];
     places int[];
     done bytea[];
     n int := 0;
     at int := 1;
 BEGIN
     -- In one order, whatever theirs is: two batches do not wait for each other.
-    PERFORM FROM session WHERE session.key = ANY (keys) ORDER BY session.key FOR UPDATE;
+    -- Where they are is kept: to find each again costs more the more there are.
+    SELECT array_agg(l.key), array_agg(l.ctid) INTO locked, spots FROM (
+        SELECT session.key, session.ctid FROM session WHERE session.key = ANY (keys)
+        ORDER BY session.key FOR UPDATE
+    ) l;
     now := moment(skew);  -- after the wait: what fell due meanwhile is gone
     -- Most only use a session and set values: those all at once, which takes
     -- half the time. What does not come out of it is looked at closely below.
@@ -239,7 +245,8 @@ BEGIN
                             WHERE x.name <> ALL (t.names)
                         )
                     END AS vals
-                FROM unnest(changes) WITH ORDINALITY u JOIN session t ON t.key = u.key,
+                FROM unnest(changes) WITH ORDINALITY u
+                JOIN session t ON t.ctid = spots[array_position(locked, u.key)],
                 LATERAL (SELECT CASE WHEN cardinality(u.names) = 1
                     THEN array_position(t.names, u.names[1]) END OFFSET 0) l (p)
                 WHERE u.seed IS NULL AND u.new_key IS NULL AND u.reason IS NULL
