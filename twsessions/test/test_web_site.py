@@ -1247,6 +1247,70 @@ def test_exclusiveAcrossProcesses(shared: World) -> None:
     assert visit(browser, lambda r: r.getSession()["n"]).body == b"2"
 
 
+def test_whoWasStoppedForTooLongStoresNothing(shared: World) -> None:
+    """
+    It has the session no more, though it could not know; nor does it keep it
+    from the others.
+    """
+    one, two = shared.site(), shared.site()
+    browser = shared.browser(one)
+    visit(browser, lambda r: r.getSession().update(n=0) or b"")
+    uid = next(iter(browser.cookies.values())).encode()
+    gate: Deferred[None] = Deferred()
+
+    async def add(site: Any, number: int, wait: Any = None) -> None:
+        session = await site.loadSession(uid)
+        async with session.exclusive(timeout=60):
+            session["n"] += number
+            if wait is not None:
+                await wait
+
+    first = Deferred.fromCoroutine(add(one, 1, gate))
+    second = Deferred.fromCoroutine(add(two, 10))
+    shared.clock.pump([8.0] * 5)
+    assert not second.called  # for longer than a lease: the first says that it is alive
+    shared.clock.advance(31)  # it is stopped
+    shared.clock.pump([0.1] * 20)
+    result(second)
+    gate.callback(None)
+    with pytest.raises(LeaseTimeout, match="not stored"):
+        result(first)
+    assert visit(browser, lambda r: r.getSession()["n"]).body == b"10"
+
+
+def test_aPageThatLostTheSessionHasNotSavedIt(shared: World) -> None:
+    """
+    Even if it does not care.
+    """
+    browser = shared.browser(shared.site())
+    visit(browser, lambda r: r.getSession().update(n=0) or b"")
+    gate: Deferred[None] = Deferred()
+
+    async def add(request: Any) -> None:
+        session = request.getSession()
+        try:
+            async with session.exclusive():
+                session["n"] += 1
+                await gate
+        except LeaseTimeout:
+            request.write(b"all is well")
+        request.finish()
+
+    def page(request: Any) -> object:
+        Deferred.fromCoroutine(add(request))
+        return NOT_DONE_YET
+
+    browser.site.page.does = page  # type: ignore[attr-defined]
+    waiting = browser.get("/")
+    shared.clock.pump([0.1] * 20)
+    shared.clock.advance(31)
+    gate.callback(None)
+    shared.clock.pump([0.1] * 20)
+    response = result(waiting)
+    assert response.code == 500 and b"well" not in response.body
+    assert visit(browser, lambda r: r.getSession()["n"]).body == b"0"
+
+
 # Site and Request as people use them
 
 

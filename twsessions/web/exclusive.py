@@ -7,7 +7,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock, succeed
 from twisted.internet.task import LoopingCall, deferLater
 
 from twsessions.errors import LeaseTimeout, StoreError
@@ -43,7 +43,7 @@ class Exclusive:
         self._lease = lease
         self._holder = session._keeper.entropy(16)
         self._renewal: LoopingCall | None = None
-        self._isLost = False
+        self._until = 0.0  # by the reactor's clock: so long the store keeps it for us
 
     @property
     def _name(self) -> bytes:
@@ -78,26 +78,47 @@ class Exclusive:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._isLost:
-                raise LeaseTimeout("another holder has the session: the lease could not be kept")
+            if self.link is not None:
+                self._assure()
             await self._session.commit()
         finally:
             await self._free()
 
     async def _acquire(self, link: StoreLink, until: float | None) -> None:
         reactor, wait = self._session._reactor, _POLL
-        while not await link.acquire(self._name, self._holder, self._lease):
+        while True:
+            asked = reactor.seconds()
+            if await link.acquire(self._name, self._holder, self._lease):
+                break
             if until is not None and reactor.seconds() + wait > until:
                 _late(self._timeout)
             await deferLater(reactor, wait, lambda: None)
             wait = min(1.0, wait * 2)
+        self._until = asked + self._lease
         self._renewal = LoopingCall(self._renew, link)
         self._renewal.clock = reactor
         self._renewal.start(self._lease / 3, now=False)
 
+    def _assure(self) -> None:
+        """
+        Whoever was stopped for longer than the lease must not write over what
+        the next holder has done.
+        """
+        session = self._session
+        if session._reactor.seconds() >= self._until:
+            session._keeper.drop(session)
+            raise LeaseTimeout(
+                f"the session was not kept: for {self._lease:g} s the store has not heard from"
+                " its holder, and another may have had it. What was changed is not stored."
+            )
+
     def _renew(self, link: StoreLink) -> Deferred[None]:
+        asked = self._session._reactor.seconds()
+        if asked >= self._until:
+            return succeed(None)  # another may have come and gone; let the next one in
+
         def renewed(held: bool) -> None:
-            self._isLost = self._isLost or not held
+            self._until = asked + self._lease if held else 0.0
 
         # If the store is away for a while the next renewal may still be in time.
         renewal = link.acquire(self._name, self._holder, self._lease)

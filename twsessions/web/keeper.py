@@ -188,6 +188,13 @@ class Keeper:
                 return fail()
         return succeed(None)
 
+    def drop(self, session: Session) -> None:
+        """
+        Forget what was changed and is not stored.
+        """
+        if session._data is not None:
+            session._data.revert()
+
     def refresh(self, session: Session) -> Deferred[None]:
         """
         Bring the session to what the store has.

@@ -526,10 +526,13 @@ class Session(_Core, server.Session, MutableMapping[str, Any]):
     def exclusive(self, timeout: float | None = 10.0) -> Exclusive:
         """
         For C{async with}: have the session to oneself, across all processes.
-        The values are fresh on entry and stored on exit.
+        The values are fresh on entry and stored on exit, also if the body
+        raises: as those that a failing page has changed.
 
         @param timeout: seconds to wait for whoever has it.
-        @raise LeaseTimeout: (on entry) it was not to be had in time.
+        @raise LeaseTimeout: (on entry) it was not to be had in time; (on exit)
+            for C{leaseDuration} the store did not hear from this process, so
+            that another may have had it: nothing of what was changed is stored.
         @raise NotSupported: the store has no leases.
         """
         return self._keeper.exclusive(self, timeout)

@@ -489,7 +489,7 @@ class StoreKeeper(Keeper):
         try:
             change = session._change(self._token, self.seconds())
         except (TypeError, SessionTooLarge):
-            self._drop(session)
+            self.drop(session)
             return fail()
         if change is None:
             return None
@@ -503,7 +503,7 @@ class StoreKeeper(Keeper):
                 self.lost(session)
                 return fail()
             except SessionError:
-                self._drop(session)
+                self.drop(session)
                 return fail()
             self._arrived(session)
             if not session._users:
@@ -545,7 +545,7 @@ class StoreKeeper(Keeper):
             return None
         return encoded
 
-    def _drop(self, session: Session) -> None:
+    def drop(self, session: Session) -> None:
         """
         A commit failed: what was not stored is forgotten, so that this process
         agrees with the others.
@@ -946,7 +946,7 @@ class _Committing:
         if isGone and not session._isPinned():
             keeper.lost(session)
         elif isinstance(outcome, Exception) and not isinstance(outcome, Conflict):
-            keeper._drop(session)
+            keeper.drop(session)
         session._isCommitting = False
         rare, waiting, following = session._rare, [], []
         if rare is not None:
