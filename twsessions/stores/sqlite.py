@@ -59,14 +59,17 @@ _SLICE = 250  # sessions swept in one transaction: a few ms of the write lock
 _LATER = 3600.0  # until a sweep looks again at what only a newer release can read
 _SEEN = 128  # records that are remembered from a load to the commit that follows
 _SMALL = 4096  # bytes of the largest of them
+_PLACES = 4096  # keys of which it is remembered where their rows are
 
 # Statements are looked up by their text in sqlite3's cache of prepared ones,
 # so lists of keys come in few lengths: the usual ones, and beyond them powers
 # of two, the last key repeated.
 _CHUNK = 128
 _SELECT = {
-    size: f"SELECT key, record, due, rowid FROM session WHERE key IN ({', '.join('?' * size)})"
+    (name, size): "SELECT key, record, due, rowid FROM session"
+    f" WHERE {name} IN ({', '.join('?' * size)})"
     for size in (*range(1, 17), 32, 64, 128)
+    for name in ("key", "rowid")
 }
 _COLUMNS = "key, record, due, principal, handle"
 _LAPSED = "coalesce((SELECT value FROM meta WHERE name = 'listening'), 0) <= :now"
@@ -119,6 +122,7 @@ class SQLiteStore:
         self._closing: Deferred[None] | None = None
         self._corrupt: set[bytes] = set()
         self._seen = _Seen()
+        self._places = _Places()
 
     # Sessions
 
@@ -344,7 +348,7 @@ class SQLiteStore:
     def _loadNow(
         self, connection: sqlite3.Connection, corrupt: list[_Row], keys: list[bytes]
     ) -> list[Record | None]:
-        rows = _fetch(connection, keys)
+        rows = self._places.fetch(connection, keys)
         now = self._now()
         found = {record.key: record for record in _living(rows, now, corrupt)}
         self._seen.add(rows, found)
@@ -420,7 +424,7 @@ class SQLiteStore:
     ) -> tuple[list[Record | SessionError], list[bytes]]:
         keys = [change.key for change in changes]
         keys += [change.newKey for change in changes if change.newKey is not None]
-        rows = _fetch(connection, keys)
+        rows = self._places.fetch(connection, keys)
         now = self._now()
         batch = _Batch(rows, now, self._seen)
         outcomes = [batch.step(change) for change in changes]
@@ -735,15 +739,45 @@ class _Seen:
         return seen[1] if seen is not None and seen[0] == packed else _unpack(key, packed, now)
 
 
-def _fetch(connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[_WholeRow]:
+class _Places:
+    """
+    Where rows were found last. The index of a million keys is large, and what
+    is in use lies all over it; a rowid leads to its row without. It may be
+    another's by now, which the row tells.
+
+    For both workers at once, as L{_Seen}.
+    """
+
+    def __init__(self) -> None:
+        self._rowids: dict[bytes, int] = {}
+
+    def fetch(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[_WholeRow]:
+        """
+        The rows of those keys that there are.
+        """
+        rowids = self._rowids
+        known = {rowid: key for key in keys if (rowid := rowids.get(key)) is not None}
+        rows = [row for row in _select(connection, "rowid", list(known)) if known[row[3]] == row[0]]
+        if len(rows) < len(keys):
+            there = {row[0] for row in rows}
+            others = _select(connection, "key", [key for key in keys if key not in there])
+            if len(rowids) + len(others) > _PLACES:
+                rowids.clear()
+            for row in others:
+                rowids[row[0]] = row[3]
+            rows += others
+        return rows
+
+
+def _select(connection: sqlite3.Connection, name: str, values: list[Any]) -> list[_WholeRow]:
     rows: list[_WholeRow] = []
-    for start in range(0, len(keys), _CHUNK):
-        chunk = list(keys[start : start + _CHUNK])
+    for start in range(0, len(values), _CHUNK):
+        chunk = values[start : start + _CHUNK]
         size = len(chunk)
-        if size not in _SELECT:
+        if (name, size) not in _SELECT:
             size = 1 << size.bit_length()
             chunk += chunk[-1:] * (size - len(chunk))
-        rows += connection.execute(_SELECT[size], chunk).fetchall()
+        rows += connection.execute(_SELECT[name, size], chunk).fetchall()
     return rows
 
 

@@ -273,6 +273,39 @@ def test_littleIsRemembered(at: Fixture) -> None:
         assert key(11) not in at.store._seen._records
 
 
+def test_aRowsPlaceMayBeAnothers(at: Fixture) -> None:
+    """
+    Rows are looked for where they were last.
+    """
+    at.commit(birth(1), birth(2))
+    other = at.another()
+    answer(other.commit([Change(key(2), b"end", end="logout")]))
+    answer(other.commit([birth(3, set={"da": b"3"})]))
+    answer(other.close())
+    places = "SELECT rowid, key FROM session ORDER BY rowid"
+    assert at.direct(places) == [(1, key(1)), (2, key(3))]
+    assert [record and record.key for record in at.load(1, 2, 3)] == [key(1), None, key(3)]
+    gone, kept = at.commit(
+        Change(key(2), b"late", set={"da": b"2"}), Change(key(3), b"t", set={"db": b"3"})
+    )
+    assert isinstance(gone, SessionGone) and kept.fields == {"da": b"3", "db": b"3"}
+    for moved in ("-rowid", "rowid + 3"):  # VACUUM may do that
+        at.direct(f"UPDATE session SET rowid = {moved}")
+    assert at.direct(places) == [(1, key(3)), (2, key(1))]
+    for number in (3, 1):
+        assert [record and record.key for record in at.load(number)] == [key(number)]
+    at.commit(Change(key(1), b"u", set={"da": b"1"}))
+    assert [record and record.fields for record in at.load(1)] == [{"da": b"1"}]
+
+
+def test_fewPlacesAreRemembered(at: Fixture) -> None:
+    at.commit(*map(birth, range(1, 11)))
+    with patch("twsessions.stores.sqlite._PLACES", 3):
+        for number in (*range(1, 11), *range(1, 11)):
+            assert at.load(number) != [None]
+            assert len(at.store._places._rowids) <= 3
+
+
 def test_corruptEndsAreSetAside(at: Fixture) -> None:
     answer(at.store.listen())
     at.commit(birth(1), birth(2))
