@@ -14,7 +14,7 @@ from twsessions.core.codec import decode, encode
 from twsessions.core.delta import Birth, Change
 from twsessions.core.record import Record
 from twsessions.errors import IdCollision, NotSupported, SessionGone, StoreUnavailable
-from twsessions.interfaces import ITERATE, ISessionStore
+from twsessions.interfaces import ITERATE, PRINCIPALS, ISessionStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,8 @@ async def migrate(
     move the site, and run it again.
 
     Once it has come to its end, a session that is missing in the target has
-    ended there and is not copied again, unless it was made since.
+    ended there and is not copied again, unless it was made since, or was used
+    in the source when a copy that nobody used was over already.
 
     @param name: tells this source from others, in the mark that it leaves in
         the target.
@@ -74,23 +75,28 @@ async def migrate(
     """
     if ITERATE not in source.capabilities:
         raise NotSupported("the source cannot list its sessions (memcached cannot)")
+    # What has fallen due is in the way of a new copy, and of the mark.
+    while (await target.sweep(_PAGE)).more:
+        pass
     mark = _Mark(target, name)
     before = await mark.read()
     began: float | None = None
+    last = 0.0
     counts = Counts()
     after: bytes | None = None
     while page := await source.iterate(after, _PAGE):
         if began is None:
             began = page[0].asOf
             if before is None:
-                await mark.write(began, False)
+                await mark.write(dbegan=began)
+        last = max(last, page[-1].asOf)
         await _copy([record for record in page if record.key != mark.key], before, target, counts)
         after = page[-1].key
         # Keys are hashes, spread evenly: where one lies is how far it is.
         counts.done = int.from_bytes(after[:4], "big") / 2**32
         progress(counts)
     if began is not None:
-        await mark.write(began, True)
+        await mark.write(dwhole=began, dlast=last)
     counts.done = 1.0
     progress(counts)
     return counts
@@ -105,24 +111,26 @@ class _Mark:
         self.target = target
         self.key = sha256(b"twsessions migrate " + name.encode()).digest()
 
-    async def read(self) -> float | None:
+    async def read(self) -> tuple[float, float] | None:
         """
-        The source's time at which the last whole run began.
+        The source's times at which the last whole run began and at which it
+        read the last sessions.
         """
         [record] = await _load(self.target, [self.key])
-        value = None if record is None else record.fields.get("dwhole")
-        return None if value is None else float(str(decode(value)))
+        if record is None or "dwhole" not in record.fields:
+            return None
+        began, last = (float(str(decode(record.fields[name]))) for name in ("dwhole", "dlast"))
+        return began, last
 
-    async def write(self, began: float, isWhole: bool) -> None:
+    async def write(self, **times: float) -> None:
         """
         Say that a run has begun, or has come to its end.
         """
-        fields = {"dwhole": encode(began)} if isWhole else {"dbegan": encode(began)}
-        birth = Birth(self.key[:16], absolute=30 * 86400.0)
+        fields = {name: encode(time) for name, time in times.items()}
         outcomes = await self.target.commit(
             [
-                Change(self.key, os.urandom(16), birth=birth, idle=None),
-                Change(self.key, os.urandom(16), set=fields),
+                Change(self.key, os.urandom(16), birth=Birth(self.key[:16]), idle=30 * 86400.0),
+                Change(self.key, os.urandom(16), set=fields, usedAgo=0.0),
             ]
         )
         if isinstance(outcomes[1], Exception):
@@ -140,9 +148,12 @@ async def _load(target: ISessionStore, keys: Sequence[bytes]) -> list[Record | N
 
 
 async def _copy(
-    page: Sequence[Record], before: float | None, target: ISessionStore, counts: Counts
+    page: Sequence[Record],
+    before: tuple[float, float] | None,
+    target: ISessionStore,
+    counts: Counts,
 ) -> None:
-    isNew = [before is None or record.created > before for record in page]
+    isNew = [before is None or _isNew(record, *before) for record in page]
     new = [record for record, flag in zip(page, isNew, strict=True) if flag]
     there = [record for record, flag in zip(page, isNew, strict=True) if not flag]
     outcomes = await target.commit([_birthOf(record) for record in new]) if new else ()
@@ -157,13 +168,27 @@ async def _copy(
         await _update(there, target, counts)
 
 
+def _isNew(record: Record, began: float, last: float) -> bool:
+    """
+    Whether the target cannot have a session of the last run in its place: it
+    was made since, or the source was in use when a copy would have idled out.
+    """
+    wasIdle = record.idle is not None and record.touched > last + record.idle + _DELAY
+    return record.created > began or wasIdle
+
+
 async def _update(records: Sequence[Record], target: ISessionStore, counts: Counts) -> None:
     newer = []
     copies = await _load(target, [record.key for record in records])
     for record, copy in zip(records, copies, strict=True):
+        slack = _SAME
+        if copy is None and PRINCIPALS in target.capabilities:
+            # Either store may have given it a new id since. If both were used
+            # at that time the source did: the copy comes after.
+            copy, slack = await target.withHandle(record.handle), -_SAME
         if copy is None or copy.seed != record.seed:
             counts.ended += 1
-        elif record.asOf - record.touched >= copy.asOf - copy.touched - _SAME:
+        elif record.asOf - record.touched >= copy.asOf - copy.touched - slack:
             counts.same += 1
         else:
             newer.append(_changeTo(record, copy))
@@ -177,6 +202,7 @@ async def _update(records: Sequence[Record], target: ISessionStore, counts: Coun
 
 
 _SAME = 1.0  # seconds by which two stores may see the same use at different times
+_DELAY = 60.0  # seconds that a session may take from the one store into the other
 
 
 def _birthOf(record: Record) -> Change:
@@ -203,8 +229,9 @@ def _birthOf(record: Record) -> Change:
 
 def _changeTo(record: Record, copy: Record) -> Change:
     return Change(
-        record.key,
+        copy.key,
         os.urandom(16),
+        newKey=None if copy.key == record.key else record.key,
         set={
             name: value for name, value in record.fields.items() if copy.fields.get(name) != value
         },

@@ -216,3 +216,61 @@ def test_mistakes(
     assert result(run(Clock(), ["migrate", *arguments], out, err)) == 1
     assert said in err.getvalue() and not out.getvalue()
     assert [path.name for path in tmp_path.glob("*.db")] == ["here.db"]
+
+
+def test_aNewIdMeanwhile() -> None:
+    """
+    Whoever logs in between two runs, on either store, stays logged in, and the
+    id before is dead.
+    """
+    world = World()
+    world.make(3)
+    new = [newKey() for _ in world.keys]
+    logins = [
+        change(old, newKey=key, login=True, principal="ann", usedAgo=0.0)
+        for old, key in zip(world.keys, new, strict=True)
+    ]
+    world.migrate()
+    result(world.source.commit(logins[:1]))  # at once
+    world.wait(50)
+    result(world.source.commit(logins[1:2]))
+    world.wait(50)
+    result(world.target.commit(logins[2:]))
+    for updated in (2, 0):
+        counts = world.migrate()
+        assert (counts.updated, counts.same, counts.ended) == (updated, 3 - updated, 0)
+        assert world.copies() == [None] * 3
+        records = result(world.target.load(new))
+        assert [(record.principal, record.epoch) for record in records] == [("ann", 1)] * 3
+
+
+def test_longAfterwards() -> None:
+    """
+    Who went on using the source while the copies idled out is there again; who
+    is no longer there has logged out.
+    """
+    world = World()
+    world.make(2)
+    used, ended = world.keys
+    world.migrate()
+    result(world.target.commit([change(ended, end="logout")]))
+    for keys in (world.keys, [used]):
+        world.wait(600)
+        for key in keys:
+            result(world.source.commit([change(key, set={"dn": b"2"}, usedAgo=0.0)]))
+    counts = world.migrate()
+    assert counts.copied == 1
+    copies = world.copies()
+    assert copies[0].fields["dn"] == b"2" and copies[1] is None
+
+
+def test_monthsAfterwards() -> None:
+    """
+    The mark of the run before has fallen due, and nobody has swept it away.
+    """
+    world = World()
+    result(world.source.commit([create(newKey(), idle=None)]))
+    for copied, same in ((1, 0), (0, 1), (0, 1)):
+        counts = world.migrate()
+        assert (counts.copied, counts.same) == (copied, same)
+        world.wait(31 * 86400)
