@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from twsessions.core.codec import decode, encode
 from twsessions.core.delta import Birth, Change
 from twsessions.core.record import Record
-from twsessions.errors import IdCollision, NotSupported, SessionGone, StoreUnavailable
+from twsessions.errors import Conflict, IdCollision, NotSupported, SessionGone, StoreUnavailable
 from twsessions.interfaces import ITERATE, PRINCIPALS, ISessionStore
 
 if TYPE_CHECKING:
@@ -195,6 +195,8 @@ async def _update(records: Sequence[Record], target: ISessionStore, counts: Coun
     for outcome in await target.commit(newer) if newer else ():
         if isinstance(outcome, SessionGone):
             counts.ended += 1
+        elif isinstance(outcome, Conflict):
+            counts.same += 1  # it was used in the target at this moment
         elif isinstance(outcome, Exception):
             raise outcome
         else:
@@ -228,14 +230,16 @@ def _birthOf(record: Record) -> Change:
 
 
 def _changeTo(record: Record, copy: Record) -> Change:
+    new, old = record.fields, copy.fields
+    changed = {name: value for name, value in new.items() if old.get(name) != value}
+    removed = frozenset(old) - frozenset(new)
     return Change(
         copy.key,
         os.urandom(16),
         newKey=None if copy.key == record.key else record.key,
-        set={
-            name: value for name, value in record.fields.items() if copy.fields.get(name) != value
-        },
-        remove=frozenset(copy.fields) - frozenset(record.fields),
+        set=changed,
+        remove=removed,
+        expect={name: old.get(name) for name in (*changed, *removed)},
         idle=record.idle,
         ownIdle=record.ownIdle,
         principal=record.principal,

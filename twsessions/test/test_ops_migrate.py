@@ -274,3 +274,28 @@ def test_monthsAfterwards() -> None:
         counts = world.migrate()
         assert (counts.copied, counts.same) == (copied, same)
         world.wait(31 * 86400)
+
+
+def test_usedInTheTargetAtThatMoment() -> None:
+    """
+    What was acknowledged there is not written over with what is older.
+    """
+
+    class Busy(FaultyStore):
+        def load(self, keys: Any) -> Any:
+            loaded = super().load(keys)
+            if world.keys[0] in keys:
+                late = change(world.keys[0], set={"dn": b"new"}, usedAgo=0.0)
+                result(world.target.commit([late]))
+            return loaded
+
+    world = World()
+    world.make(2)
+    world.migrate()
+    world.wait(50)
+    for key in world.keys:
+        result(world.source.commit([change(key, set={"dn": b"old"}, usedAgo=0.0)]))
+    world.wait(50)
+    counts = world.migrate(Busy(world.target))
+    assert (counts.updated, counts.same) == (1, 1)
+    assert [copy.fields["dn"] for copy in world.copies()] == [b"new", b"old"]
