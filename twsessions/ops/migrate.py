@@ -19,7 +19,7 @@ from twsessions.interfaces import ITERATE, PRINCIPALS, ISessionStore
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Counts", "migrate"]
+__all__ = ["Counts", "isMark", "migrate"]
 
 _PAGE = 256  # sessions in one round trip
 
@@ -90,7 +90,7 @@ async def migrate(
             if before is None:
                 await mark.write(dbegan=began)
         last = max(last, page[-1].asOf)
-        await _copy([record for record in page if record.key != mark.key], before, target, counts)
+        await _copy([record for record in page if not isMark(record)], before, target, counts)
         after = page[-1].key
         # Keys are hashes, spread evenly: where one lies is how far it is.
         counts.done = int.from_bytes(after[:4], "big") / 2**32
@@ -100,6 +100,13 @@ async def migrate(
     counts.done = 1.0
     progress(counts)
     return counts
+
+
+def isMark(record: Record) -> bool:
+    """
+    Whether it is no session, but what a L{migrate} has left in its target.
+    """
+    return record.seed == record.key[:16]
 
 
 class _Mark:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from twsessions import SessionSite
 from twsessions.core.delta import Birth
 from twsessions.errors import NotSupported, StoreUnavailable
 from twsessions.interfaces import ITERATE
+from twsessions.ops.admin import endBefore, pagesOf
 from twsessions.ops.cli import run
 from twsessions.ops.migrate import Counts, migrate
 from twsessions.stores.memory import MemoryStore
@@ -299,3 +301,24 @@ def test_usedInTheTargetAtThatMoment() -> None:
     counts = world.migrate(Busy(world.target))
     assert (counts.updated, counts.same) == (1, 1)
     assert [copy.fields["dn"] for copy in world.copies()] == [b"new", b"old"]
+
+
+def test_theMarkIsNoSession() -> None:
+    """
+    It is not listed, copied on or ended, so that what was ended stays ended.
+    """
+
+    async def listed(store: Any) -> list[bytes]:
+        return [record.key async for page in pagesOf(store) for record in page]
+
+    world = World()
+    world.make(2)
+    world.wait(1)
+    world.migrate()
+    third = MemoryStore(world.there.seconds)
+    assert result(migrate(world.target, third, "y")).copied == 2
+    for store in (world.target, third):
+        assert result(Deferred.fromCoroutine(listed(store))) == sorted(world.keys)
+    result(endBefore(world.target))
+    assert world.migrate().ended == 2
+    assert world.copies() == [None, None]
