@@ -75,7 +75,7 @@ async def migrate(
     """
     if ITERATE not in source.capabilities:
         raise NotSupported("the source cannot list its sessions (memcached cannot)")
-    # What has fallen due is in the way of a new copy, and of the mark.
+    # What has fallen due is in the way of a new copy.
     while (await target.sweep(_PAGE)).more:
         pass
     mark = _Mark(target, name)
@@ -111,7 +111,8 @@ def isMark(record: Record) -> bool:
 
 class _Mark:
     """
-    A record in the target that says when a source was last copied whole.
+    A record in the target that says when a source was last copied whole. It
+    stays: its end would be told to the site's listeners like a session's.
     """
 
     def __init__(self, target: ISessionStore, name: str) -> None:
@@ -136,8 +137,8 @@ class _Mark:
         fields = {name: encode(time) for name, time in times.items()}
         outcomes = await self.target.commit(
             [
-                Change(self.key, os.urandom(16), birth=Birth(self.key[:16]), idle=30 * 86400.0),
-                Change(self.key, os.urandom(16), set=fields, usedAgo=0.0),
+                Change(self.key, os.urandom(16), birth=Birth(self.key[:16]), idle=None),
+                Change(self.key, os.urandom(16), set=fields),
             ]
         )
         if isinstance(outcomes[1], Exception):

@@ -268,14 +268,16 @@ def test_longAfterwards() -> None:
 
 def test_monthsAfterwards() -> None:
     """
-    The mark of the run before has fallen due, and nobody has swept it away.
+    What has ended stays ended, and nobody hears of an end of the mark.
     """
     world = World()
+    result(world.target.listen())
     result(world.source.commit([create(newKey(), idle=None)]))
     for copied, same in ((1, 0), (0, 1), (0, 1)):
         counts = world.migrate()
         assert (counts.copied, counts.same) == (copied, same)
         world.wait(31 * 86400)
+        assert not result(world.target.sweep(10)).ended
 
 
 def test_usedInTheTargetAtThatMoment() -> None:
