@@ -13,6 +13,7 @@ from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import NotSupported, SessionGone, StoreUnavailable
 from twsessions.interfaces import ITERATE, PRINCIPALS, ISessionStore
+from twsessions.ops.migrate import isMark
 
 if TYPE_CHECKING:
     from twsessions.errors import SessionError
@@ -47,8 +48,9 @@ async def pagesOf(
     _need(store, ITERATE)
     after: bytes | None = None
     while page := await store.iterate(after, _PAGE):
-        yield page
         after = page[-1].key
+        if sessions := [record for record in page if not isMark(record)]:
+            yield sessions
 
 
 # Whatever ends sessions looks again until it finds none: one that is given a

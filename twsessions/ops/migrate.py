@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from twsessions.core.codec import decode, encode
 from twsessions.core.delta import Birth, Change
 from twsessions.core.record import Record
-from twsessions.errors import IdCollision, NotSupported, SessionGone, StoreUnavailable
-from twsessions.interfaces import ITERATE, ISessionStore
+from twsessions.errors import Conflict, IdCollision, NotSupported, SessionGone, StoreUnavailable
+from twsessions.interfaces import ITERATE, PRINCIPALS, ISessionStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Counts", "migrate"]
+__all__ = ["Counts", "isMark", "migrate"]
 
 _PAGE = 256  # sessions in one round trip
 
@@ -63,7 +63,8 @@ async def migrate(
     move the site, and run it again.
 
     Once it has come to its end, a session that is missing in the target has
-    ended there and is not copied again, unless it was made since.
+    ended there and is not copied again, unless it was made since, or was used
+    in the source when a copy that nobody used was over already.
 
     @param name: tells this source from others, in the mark that it leaves in
         the target.
@@ -74,54 +75,69 @@ async def migrate(
     """
     if ITERATE not in source.capabilities:
         raise NotSupported("the source cannot list its sessions (memcached cannot)")
+    # What has fallen due is in the way of a new copy.
+    while (await target.sweep(_PAGE)).more:
+        pass
     mark = _Mark(target, name)
     before = await mark.read()
     began: float | None = None
+    last = 0.0
     counts = Counts()
     after: bytes | None = None
     while page := await source.iterate(after, _PAGE):
         if began is None:
             began = page[0].asOf
             if before is None:
-                await mark.write(began, False)
-        await _copy([record for record in page if record.key != mark.key], before, target, counts)
+                await mark.write(dbegan=began)
+        last = max(last, page[-1].asOf)
+        await _copy([record for record in page if not isMark(record)], before, target, counts)
         after = page[-1].key
         # Keys are hashes, spread evenly: where one lies is how far it is.
         counts.done = int.from_bytes(after[:4], "big") / 2**32
         progress(counts)
     if began is not None:
-        await mark.write(began, True)
+        await mark.write(dwhole=began, dlast=last)
     counts.done = 1.0
     progress(counts)
     return counts
 
 
+def isMark(record: Record) -> bool:
+    """
+    Whether it is no session, but what a L{migrate} has left in its target.
+    """
+    return record.seed == record.key[:16]
+
+
 class _Mark:
     """
-    A record in the target that says when a source was last copied whole.
+    A record in the target that says when a source was last copied whole. It
+    stays: its end would be told to the site's listeners like a session's.
     """
 
     def __init__(self, target: ISessionStore, name: str) -> None:
         self.target = target
         self.key = sha256(b"twsessions migrate " + name.encode()).digest()
 
-    async def read(self) -> float | None:
+    async def read(self) -> tuple[float, float] | None:
         """
-        The source's time at which the last whole run began.
+        The source's times at which the last whole run began and at which it
+        read the last sessions.
         """
         [record] = await _load(self.target, [self.key])
-        value = None if record is None else record.fields.get("dwhole")
-        return None if value is None else float(str(decode(value)))
+        if record is None or "dwhole" not in record.fields:
+            return None
+        began, last = (float(str(decode(record.fields[name]))) for name in ("dwhole", "dlast"))
+        return began, last
 
-    async def write(self, began: float, isWhole: bool) -> None:
+    async def write(self, **times: float) -> None:
         """
         Say that a run has begun, or has come to its end.
         """
-        fields = {"dwhole": encode(began)} if isWhole else {"dbegan": encode(began)}
-        birth = Birth(self.key[:16], absolute=30 * 86400.0)
+        fields = {name: encode(time) for name, time in times.items()}
         outcomes = await self.target.commit(
             [
-                Change(self.key, os.urandom(16), birth=birth, idle=None),
+                Change(self.key, os.urandom(16), birth=Birth(self.key[:16]), idle=None),
                 Change(self.key, os.urandom(16), set=fields),
             ]
         )
@@ -140,9 +156,12 @@ async def _load(target: ISessionStore, keys: Sequence[bytes]) -> list[Record | N
 
 
 async def _copy(
-    page: Sequence[Record], before: float | None, target: ISessionStore, counts: Counts
+    page: Sequence[Record],
+    before: tuple[float, float] | None,
+    target: ISessionStore,
+    counts: Counts,
 ) -> None:
-    isNew = [before is None or record.created > before for record in page]
+    isNew = [before is None or _isNew(record, *before) for record in page]
     new = [record for record, flag in zip(page, isNew, strict=True) if flag]
     there = [record for record, flag in zip(page, isNew, strict=True) if not flag]
     outcomes = await target.commit([_birthOf(record) for record in new]) if new else ()
@@ -157,19 +176,35 @@ async def _copy(
         await _update(there, target, counts)
 
 
+def _isNew(record: Record, began: float, last: float) -> bool:
+    """
+    Whether the target cannot have a session of the last run in its place: it
+    was made since, or the source was in use when a copy would have idled out.
+    """
+    wasIdle = record.idle is not None and record.touched > last + record.idle + _DELAY
+    return record.created > began or wasIdle
+
+
 async def _update(records: Sequence[Record], target: ISessionStore, counts: Counts) -> None:
     newer = []
     copies = await _load(target, [record.key for record in records])
     for record, copy in zip(records, copies, strict=True):
+        slack = _SAME
+        if copy is None and PRINCIPALS in target.capabilities:
+            # Either store may have given it a new id since. If both were used
+            # at that time the source did: the copy comes after.
+            copy, slack = await target.withHandle(record.handle), -_SAME
         if copy is None or copy.seed != record.seed:
             counts.ended += 1
-        elif record.asOf - record.touched >= copy.asOf - copy.touched - _SAME:
+        elif record.asOf - record.touched >= copy.asOf - copy.touched - slack:
             counts.same += 1
         else:
             newer.append(_changeTo(record, copy))
     for outcome in await target.commit(newer) if newer else ():
         if isinstance(outcome, SessionGone):
             counts.ended += 1
+        elif isinstance(outcome, Conflict):
+            counts.same += 1  # it was used in the target at this moment
         elif isinstance(outcome, Exception):
             raise outcome
         else:
@@ -177,6 +212,7 @@ async def _update(records: Sequence[Record], target: ISessionStore, counts: Coun
 
 
 _SAME = 1.0  # seconds by which two stores may see the same use at different times
+_DELAY = 60.0  # seconds that a session may take from the one store into the other
 
 
 def _birthOf(record: Record) -> Change:
@@ -202,13 +238,16 @@ def _birthOf(record: Record) -> Change:
 
 
 def _changeTo(record: Record, copy: Record) -> Change:
+    new, old = record.fields, copy.fields
+    changed = {name: value for name, value in new.items() if old.get(name) != value}
+    removed = frozenset(old) - frozenset(new)
     return Change(
-        record.key,
+        copy.key,
         os.urandom(16),
-        set={
-            name: value for name, value in record.fields.items() if copy.fields.get(name) != value
-        },
-        remove=frozenset(copy.fields) - frozenset(record.fields),
+        newKey=None if copy.key == record.key else record.key,
+        set=changed,
+        remove=removed,
+        expect={name: old.get(name) for name in (*changed, *removed)},
         idle=record.idle,
         ownIdle=record.ownIdle,
         principal=record.principal,

@@ -143,6 +143,8 @@ def _create(path: str) -> None:
     Make an empty file that nobody else can read, unless there is one; the
     files SQLite puts beside it take over its permissions.
     """
+    # O_EXCL follows no link, and SQLite would make what it leads to for all to read.
+    path = os.path.realpath(path)
     with _creating:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

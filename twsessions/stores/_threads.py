@@ -80,7 +80,8 @@ class ThreadWorker:
 
     The thread gets its jobs when the reactor's turn is over. If it ran during
     the turn, the two would take the interpreter's lock from each other at every
-    system call, which costs more than the jobs do.
+    system call, which costs more than the jobs do. Nor is it started before:
+    what is asked for before the reactor runs must survive that C{twistd} forks.
 
     The thread never waits for the reactor, and Python does not wait for the
     thread: a process that forgets to stop it ends all the same.
@@ -101,9 +102,6 @@ class ThreadWorker:
         """
         if self._stopped is not None:
             return fail(_stoppedError())
-        if self._thread is None:
-            self._thread = Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
         if not self._gathered:
             self._reactor.callLater(0, self._hand)
         result: Deferred[T] = Deferred()
@@ -116,10 +114,10 @@ class ThreadWorker:
         """
         if self._stopped is None:
             self._stopped = []
+            self._hand()
             if self._thread is None:
                 self._done = True
             else:
-                self._hand()
                 self._jobs.put(None)
         if self._done:
             return succeed(None)
@@ -129,6 +127,9 @@ class ThreadWorker:
 
     def _hand(self) -> None:
         jobs, self._gathered = self._gathered, []
+        if jobs and self._thread is None:
+            self._thread = Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
         for job in jobs:
             self._jobs.put(job)
 

@@ -305,6 +305,11 @@ class StoreLink:
         """
         See L{ISessionStore.sessionsOf}.
         """
+        try:
+            str.encode(principal)
+        except (TypeError, UnicodeEncodeError):
+            # A lone surrogate, as JSON can hold: nobody's name, and no fault of the store.
+            return succeed([])
         return self._pass("sessionsOf", principal)
 
     def withHandle(self, handle: bytes) -> Deferred[Record | None]:

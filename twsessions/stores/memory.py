@@ -17,7 +17,13 @@ from twsessions.core.deadlines import DeadlineQueue
 from twsessions.core.delta import Change, apply, isAlive
 from twsessions.core.ids import handleOf
 from twsessions.core.record import Record, fromBody, seedOf, toBody
-from twsessions.errors import IdCollision, NotSupported, SessionError, StoreUnavailable
+from twsessions.errors import (
+    IdCollision,
+    NotSupported,
+    SessionError,
+    StoreError,
+    StoreUnavailable,
+)
 from twsessions.interfaces import (
     EVENTS,
     EXCLUSIVE,
@@ -153,6 +159,10 @@ class MemoryStore:
                 outcomes.append(self._commit(change, now))
             except SessionError as error:
                 outcomes.append(error)
+            except UnicodeEncodeError as error:
+                outcomes.append(
+                    StoreError(f"a change that cannot be stored: {type(error).__name__}")
+                )
         return succeed(outcomes)
 
     def _commit(self, change: Change, now: float) -> Record:
@@ -174,6 +184,8 @@ class MemoryStore:
             if self._listening:
                 self._keepEnd(record, change.end, now)
             return record
+        if isinstance(change.principal, str):
+            change.principal.encode()  # now, and not when the record is packed
         if place is None:
             place = places[record.key] = _Place(record)
         else:

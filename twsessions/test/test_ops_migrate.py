@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from twsessions import SessionSite
 from twsessions.core.delta import Birth
 from twsessions.errors import NotSupported, StoreUnavailable
 from twsessions.interfaces import ITERATE
+from twsessions.ops.admin import endBefore, pagesOf
 from twsessions.ops.cli import run
 from twsessions.ops.migrate import Counts, migrate
 from twsessions.stores.memory import MemoryStore
@@ -216,3 +218,109 @@ def test_mistakes(
     assert result(run(Clock(), ["migrate", *arguments], out, err)) == 1
     assert said in err.getvalue() and not out.getvalue()
     assert [path.name for path in tmp_path.glob("*.db")] == ["here.db"]
+
+
+def test_aNewIdMeanwhile() -> None:
+    """
+    Whoever logs in between two runs, on either store, stays logged in, and the
+    id before is dead.
+    """
+    world = World()
+    world.make(3)
+    new = [newKey() for _ in world.keys]
+    logins = [
+        change(old, newKey=key, login=True, principal="ann", usedAgo=0.0)
+        for old, key in zip(world.keys, new, strict=True)
+    ]
+    world.migrate()
+    result(world.source.commit(logins[:1]))  # at once
+    world.wait(50)
+    result(world.source.commit(logins[1:2]))
+    world.wait(50)
+    result(world.target.commit(logins[2:]))
+    for updated in (2, 0):
+        counts = world.migrate()
+        assert (counts.updated, counts.same, counts.ended) == (updated, 3 - updated, 0)
+        assert world.copies() == [None] * 3
+        records = result(world.target.load(new))
+        assert [(record.principal, record.epoch) for record in records] == [("ann", 1)] * 3
+
+
+def test_longAfterwards() -> None:
+    """
+    Who went on using the source while the copies idled out is there again; who
+    is no longer there has logged out.
+    """
+    world = World()
+    world.make(2)
+    used, ended = world.keys
+    world.migrate()
+    result(world.target.commit([change(ended, end="logout")]))
+    for keys in (world.keys, [used]):
+        world.wait(600)
+        for key in keys:
+            result(world.source.commit([change(key, set={"dn": b"2"}, usedAgo=0.0)]))
+    counts = world.migrate()
+    assert counts.copied == 1
+    copies = world.copies()
+    assert copies[0].fields["dn"] == b"2" and copies[1] is None
+
+
+def test_monthsAfterwards() -> None:
+    """
+    What has ended stays ended, and nobody hears of an end of the mark.
+    """
+    world = World()
+    result(world.target.listen())
+    result(world.source.commit([create(newKey(), idle=None)]))
+    for copied, same in ((1, 0), (0, 1), (0, 1)):
+        counts = world.migrate()
+        assert (counts.copied, counts.same) == (copied, same)
+        world.wait(31 * 86400)
+        assert not result(world.target.sweep(10)).ended
+
+
+def test_usedInTheTargetAtThatMoment() -> None:
+    """
+    What was acknowledged there is not written over with what is older.
+    """
+
+    class Busy(FaultyStore):
+        def load(self, keys: Any) -> Any:
+            loaded = super().load(keys)
+            if world.keys[0] in keys:
+                late = change(world.keys[0], set={"dn": b"new"}, usedAgo=0.0)
+                result(world.target.commit([late]))
+            return loaded
+
+    world = World()
+    world.make(2)
+    world.migrate()
+    world.wait(50)
+    for key in world.keys:
+        result(world.source.commit([change(key, set={"dn": b"old"}, usedAgo=0.0)]))
+    world.wait(50)
+    counts = world.migrate(Busy(world.target))
+    assert (counts.updated, counts.same) == (1, 1)
+    assert [copy.fields["dn"] for copy in world.copies()] == [b"new", b"old"]
+
+
+def test_theMarkIsNoSession() -> None:
+    """
+    It is not listed, copied on or ended, so that what was ended stays ended.
+    """
+
+    async def listed(store: Any) -> list[bytes]:
+        return [record.key async for page in pagesOf(store) for record in page]
+
+    world = World()
+    world.make(2)
+    world.wait(1)
+    world.migrate()
+    third = MemoryStore(world.there.seconds)
+    assert result(migrate(world.target, third, "y")).copied == 2
+    for store in (world.target, third):
+        assert result(Deferred.fromCoroutine(listed(store))) == sorted(world.keys)
+    result(endBefore(world.target))
+    assert world.migrate().ended == 2
+    assert world.copies() == [None, None]

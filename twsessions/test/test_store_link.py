@@ -4,6 +4,7 @@ Tests for L{twsessions.stores.link}.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from twisted.logger import capturedLogs
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from twsessions import storeFromURL
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import (
@@ -610,6 +612,19 @@ def test_passes(name: str, args: tuple[Any, ...]) -> None:
     bench.answer(3, StoreUnavailable("down"))
     assert failed(failing, heard(call(*args)))
     assert len(bench.asked) == 4
+
+
+@pytest.mark.parametrize("kind", ["memory:", "sqlite"])
+def test_aNameThatNoStoreCanKeep(kind: str, tmp_path: Path) -> None:
+    """
+    As often as it is asked for, it does not open the breaker.
+    """
+    url = kind if kind == "memory:" else f"sqlite:///{tmp_path}/s.db"
+    bench = Bench(storeFromURL(Clock(), url))
+    for name in ("\ud800", None, 5):
+        assert heard(bench.link.sessionsOf(name)) == [[]]  # type: ignore[arg-type]
+    assert bench.link.failures == 0 and heard(bench.link.sessionsOf("ann")) == [[]]
+    heard(bench.link.close())
 
 
 def test_close() -> None:

@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
+from twsessions.errors import StoreError
 from twsessions.interfaces import Message
 from twsessions.stores.memory import MemoryStore
 from twsessions.testing.contract import StoreContractMixin, change, create, newKey
@@ -52,6 +53,17 @@ def test_manyRecordsAsOne() -> None:
     assert ended.fields == {"dn": b"4"}
     assert result(store.sessionsOf("ann")) == [changed]
     assert result(store.load([keys[4]])) == [None]
+
+
+def test_aNameThatCannotBePacked() -> None:
+    """
+    Its own change is refused, and not that of somebody else later.
+    """
+    store = MemoryStore(Clock().seconds)
+    outcomes = result(store.commit([create(newKey(), principal="\ud800"), create(newKey())]))
+    assert [type(outcome) for outcome in outcomes] == [StoreError, Record]
+    for _ in range(1100):
+        assert isinstance(result(store.commit([create(newKey())]))[0], Record)
 
 
 def result(deferred: Deferred[Any]) -> Any:

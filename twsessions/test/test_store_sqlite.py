@@ -488,3 +488,24 @@ def test_aForgottenWorkerDoesNotKeepTheProcess() -> None:
         env=env,
     )
     assert (done.stdout, done.returncode) == ("end\n", 0)
+
+
+def test_aWorkerThatIsAskedBeforeAFork() -> None:
+    """
+    As of C{twistd}, when it becomes a daemon: its parent ends.
+    """
+    script = (
+        "import os; from twisted.internet import reactor\n"
+        "from twsessions.stores._threads import ThreadWorker\n"
+        "worker = ThreadWorker(reactor)\n"
+        "worker.do(os.getpid).addCallback(lambda pid: print(pid == os.getpid()))"
+        ".addCallback(lambda _: worker.stop()).addCallback(lambda _: reactor.stop())\n"
+        "child = os.fork()\n"
+        "if child: os._exit(os.waitpid(child, 0)[1])\n"
+        "reactor.callLater(20, os._exit, 3)\n"
+        "reactor.run()"
+    )
+    root = Path(twsessions.__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", script], timeout=60, capture_output=True, env=env)
+    assert (done.stdout, done.returncode) == (b"True\n", 0)

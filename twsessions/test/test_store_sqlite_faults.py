@@ -384,3 +384,16 @@ def test_nobodyElseCanRead(stores: Stores) -> None:
         os.umask(before)
     names = ("sessions.db", "sessions.db-shm", "sessions.db-wal")
     assert modes == dict.fromkeys(names, 0o600)
+
+
+def test_nobodyElseCanReadWhatALinkLeadsTo(stores: Stores) -> None:
+    place = stores.path.parent / "data"
+    place.mkdir()
+    stores.path.symlink_to(place / "real.db")
+    before = os.umask(0)
+    try:
+        answer(stores.make().commit([birth(1)]))
+        modes = {file.name: file.stat().st_mode & 0o777 for file in place.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(("real.db", "real.db-shm", "real.db-wal"), 0o600)

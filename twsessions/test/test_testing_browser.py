@@ -4,6 +4,7 @@ Tests for L{twsessions.testing.browser} and L{twsessions.testing.jar}.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -561,3 +562,53 @@ def test_pathsAndDomains() -> None:
     assert sent(jar, "https://notexample.com/shop/") == ""
     jar.clear()
     assert sent(jar) == ""
+
+
+def test_manyOfOneName() -> None:
+    """
+    What a site has with a change of C{Domain} or C{Partitioned}: a browser
+    keeps both cookies, sends the older one first and removes each by itself.
+    """
+    jar = CookieJar()
+    for line in (b"a=1", b"a=2; Domain=a.example.com", b"a=3; Secure; Partitioned"):
+        jar.receive(line, True, "a.example.com", "/", 0)
+    assert sent(jar) == "a=1; a=2; a=3"
+    jar.receive(b"a=; Domain=a.example.com; Max-Age=0", True, "a.example.com", "/", 0)
+    assert sent(jar) == "a=1; a=3"
+
+
+def test_cookiesAreTheFirstOfTheirName(web: Web) -> None:
+    browser = Browser(web.site, host="A.example.com")
+    for line in (b"a=1", b"a=2; Domain=example.com", b"a=3; Path=/x", b"b=1"):
+        browser.jar.receive(line, False, "a.example.com", "/", 0)
+    assert browser.cookies == {"a": "3", "b": "1"}
+    browser.jar.receive(b"a=; Path=/x; Max-Age=0", False, "a.example.com", "/", 0)
+    assert browser.cookies == {"a": "1", "b": "1"}
+
+
+def test_dates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    They are in UTC, with or without a zone, wherever the tests run; 400 days is
+    the longest that a cookie is kept.
+    """
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        for date in (b"Thu, 01-Jan-1970 01:00:00 GMT", b"Thu Jan  1 01:00:00 1970"):
+            jar = CookieJar()
+            jar.receive(b"a=1; Expires=" + date, True, "a.example.com", "/", 0)
+            assert [cookie.expires for cookie in jar] == [3600.0]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    for end in (b"Max-Age=" + b"9" * 1000, b"Expires=Wed, 21 Oct 2065 07:28:00 GMT"):
+        jar = CookieJar()
+        jar.receive(b"a=1; " + end, True, "a.example.com", "/", 5)
+        assert [cookie.expires for cookie in jar] == [5 + 400 * 86400]
+
+
+def test_longAttributesAreNone() -> None:
+    jar = CookieJar()
+    for attribute in (b"Max-Age=" + b"0" * 5000, b"Path=/" + b"x" * 1024):
+        assert jar.receive(b"a=1; " + attribute, True, "a.example.com", "/", 0)
+    assert sent(jar) == "a=1"

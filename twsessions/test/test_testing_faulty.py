@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from twsessions.core.delta import Birth, Change
 from twsessions.core.record import Record
@@ -24,6 +24,15 @@ BIRTH = Change(KEY, b"born", Birth(b"s" * 16))
 class TestWithoutFaults(StoreContractMixin, run=pytest_twisted.ensureDeferred):
     """
     As long as no fault is asked for it is a store like any other.
+    """
+
+    async def makeStore(self) -> FaultyStore:
+        return FaultyStore(MemoryStore(self.clock.seconds))
+
+
+class TrialTests(StoreContractMixin, TestCase):
+    """
+    Whoever uses trial has the contract without any C{run}.
     """
 
     async def makeStore(self) -> FaultyStore:

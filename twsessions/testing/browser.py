@@ -233,9 +233,10 @@ class Browser:
         site would see first.
         """
         now = self._seconds()
-        host = _Address(self.secure, self.host, "/").hostname
+        host = _Address(self.secure, self.host, "/").hostname.lower()
         found = [c for c in self.jar if c.expires > now and c.goesTo(self.secure, host, c.path)]
-        found.sort(key=lambda cookie: len(cookie.path))  # the longest path is kept
+        found.reverse()
+        found.sort(key=lambda cookie: len(cookie.path))  # the longest path, and the oldest, is kept
         return {cookie.name: cookie.value for cookie in found}
 
     def setRawCookie(self, header: bytes | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from math import inf
 
@@ -15,6 +16,8 @@ __all__ = ["Cookie", "CookieJar"]
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _MAX_AGE = re.compile(r"-?[0-9]+")
 _LONGEST = 4096  # bytes of name and value together
+_LONGEST_ATTRIBUTE = 1024  # bytes of an attribute's value
+_OLDEST = 400 * 86400  # seconds that a cookie is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class CookieJar:
     """
 
     def __init__(self) -> None:
-        self._cookies: dict[tuple[str, str, str], Cookie] = {}  # in order of creation
+        self._cookies: dict[tuple[object, ...], Cookie] = {}  # in order of creation
 
     def __iter__(self) -> Iterator[Cookie]:
         return iter(list(self._cookies.values()))
@@ -76,9 +79,10 @@ class CookieJar:
     def set(self, cookie: Cookie) -> None:
         """
         Keep a cookie as it is, in place of one with the same name, domain and
-        path.
+        path, that goes to subdomains as well or does not either, and is
+        partitioned or not as this one is.
         """
-        self._cookies[cookie.name, cookie.domain, cookie.path] = cookie
+        self._cookies[_place(cookie)] = cookie
 
     def matching(self, secure: bool, host: str, path: str, now: float) -> list[Cookie]:
         """
@@ -102,7 +106,7 @@ class CookieJar:
         if cookie is None or not self._isAllowed(cookie, secure):
             return False
         if cookie.expires <= now:
-            self._cookies.pop((cookie.name, cookie.domain, cookie.path), None)
+            self._cookies.pop(_place(cookie), None)
         else:
             self.set(cookie)
         return True
@@ -134,6 +138,10 @@ class CookieJar:
         )
 
 
+def _place(cookie: Cookie) -> tuple[object, ...]:
+    return cookie.name, cookie.domain, cookie.hostOnly, cookie.path, cookie.partitioned
+
+
 def _parse(line: bytes, host: str, requestPath: str, now: float) -> Cookie | None:
     # Section 5.6 ("the set-cookie header field") and the first half of 5.7.
     if _CONTROL.search(line):
@@ -153,13 +161,16 @@ def _parse(line: bytes, host: str, requestPath: str, now: float) -> Cookie | Non
     for attribute in rest:
         word, _, said = attribute.partition("=")
         word, said = word.strip(" \t").lower(), said.strip(" \t")
+        if len(said) > _LONGEST_ATTRIBUTE:
+            continue
         if word == "max-age" and _MAX_AGE.fullmatch(said):
-            maxAge = now + int(said) if int(said) > 0 else -inf
+            maxAge = now + min(int(said), _OLDEST) if int(said) > 0 else -inf
         elif word == "expires":
             try:
-                cookie = replace(cookie, expires=parsedate_to_datetime(said).timestamp())
+                date = parsedate_to_datetime(said).replace(tzinfo=timezone.utc)  # whatever it says
             except (ValueError, TypeError, OverflowError):
-                pass
+                continue
+            cookie = replace(cookie, expires=min(date.timestamp(), now + _OLDEST))
         elif word == "domain":
             domain = said.removeprefix(".").lower()
         elif word == "path":
