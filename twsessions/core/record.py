@@ -37,7 +37,7 @@ class Record:
     @ivar idle: seconds it may stay unused, or L{None}.
     @ivar absolute: seconds after C{created} that no use extends, or L{None}.
     @ivar fields: encoded values by name; the first character of a name says
-        whose it is (L{twsessions.core.delta.SPACES}).
+        whose it is (L{twsessions.core.delta.DATA} and those after it).
     @ivar version: rises by one with each change.
     @ivar uses: requests that have used it, as far as they were stored.
     @ivar epoch: logins so far.

@@ -24,8 +24,11 @@ def storeFromURL(reactor: IReactorTime, url: str) -> ISessionStore:
     """
     The store a URL names; nothing is connected or opened yet.
 
-    C{memory:}, C{sqlite:///relative/path}, C{sqlite:////absolute/path},
-    the latter two optionally with C{?synchronous=full}.
+    C{memory:}; C{sqlite:///relative/path}, C{sqlite:////absolute/path};
+    C{redis://host}, C{rediss://host}, C{redis+sentinel://host,host/service},
+    C{redis+cluster://host,host}; C{postgresql://host/database};
+    C{memcached://host,host}. Their options are in the documentation, under
+    Settings.
 
     @param reactor: gives the time, and the threads if it has any.
     @raise ValueError: the URL is not right; says what would be. It never

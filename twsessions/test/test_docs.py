@@ -4,7 +4,9 @@ What the documentation shows works, and what it states is so.
 
 from __future__ import annotations
 
+import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -15,7 +17,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 import twsessions
-from twsessions import SessionSite
+from twsessions import CookiePolicy, Session, SessionSite
 from twsessions.sockjs import SockJSResource, SockJSSettings
 from twsessions.testing import Browser
 from twsessions.web.settings import Settings
@@ -100,6 +102,20 @@ def test_theSettingsAreTheCodes() -> None:
             if name not in ("transports", "sockjsURL"):  # which are too long for the table
                 assert shown[name] == repr(getattr(settings, name)), name
     assert shown["store"] == '"memory:"'
+    for name, keyword in inspect.signature(CookiePolicy).parameters.items():
+        assert shown[name] == repr(keyword.default), name
+    assert shown["sessionTimeout"] == repr(Session.sessionTimeout)
+    assert Session.absoluteTimeout == 30 * 86400
+
+
+@pytest.mark.parametrize("home", ["", ".sockjs", ".testing"])
+def test_thePublicNamesAreDocumented(home: str) -> None:
+    text = (ROOT / "docs/reference/index.rst").read_text()
+    pages = dict(re.findall(r"`(\w+) <\.\./api/(.+?)\.html>`_", text))
+    package = import_module("twsessions" + home)
+    for name in package.__all__:
+        module = getattr(package, name).__module__
+        assert pages[name] in (module, f"{module}.{name}")
 
 
 def talk(browser: Browser, prefix: str) -> bytes:
