@@ -136,6 +136,8 @@ class SockJSResource(Resource):
         """
         Answer a request.
         """
+        if request._disconnected:  # nothing would tell of its end any more
+            return NOT_DONE_YET
         if self._reactor is None:
             keeper = keeperOf(request.site, None)
             if self._service is None:

@@ -13,13 +13,19 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs, eventAsText
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
+from twisted.web.server import Site
+from twisted.web.util import DeferredResource
 
 from twsessions import SessionSite
-from twsessions.sockjs import SockJSConnection
+from twsessions.sockjs import SockJSConnection, SockJSResource
 from twsessions.test import test_sockjs_protocol
 from twsessions.test.sockjsclient import (
     CONTINUATION,
@@ -357,6 +363,29 @@ async def test_sessionLimit(server: Server) -> None:
     await assertRefused(await client.post(f"{session(echo)}/xhr"), 503)
     clock.advance(5.1)
     assert await client.poll(session(echo)) == b"o\n"
+
+
+@pytest.mark.parametrize("name", URLS)
+def test_goneBefore(name: str) -> None:
+    """
+    A request whose client has gone before it was this resource's turn leaves
+    nothing behind.
+    """
+    method, suffix = URLS[name]
+    clock, gate = Clock(), Deferred[Any]()
+    resource = SockJSResource(SockJSConnection, clock)
+    site = Site(DeferredResource(gate), reactor=clock)
+    channel = site.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+    channel.makeConnection(StringTransport())
+    head = f"{method} {suffix} HTTP/1.1\r\nHost: x\r\n"
+    if "websocket" in name:
+        head += "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        head += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    channel.dataReceived(f"{head}\r\n".encode())
+    channel.connectionLost(Failure(ConnectionDone()))
+    with quiet():
+        gate.callback(resource)
+    assert not resource.service._all
 
 
 @deferred
