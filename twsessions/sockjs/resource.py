@@ -142,8 +142,8 @@ class SockJSResource(Resource):
             keeper = keeperOf(request.site, None)
             if self._service is None:
                 self._start(keeper.alarm, keeper.reactor)
-            elif self._service.alarm is not keeper.alarm:
-                self._service.wakeBy(keeper.alarm)
+            elif self._service.alarm is not keeper.alarm and self._service.alarm._stopped:
+                self._service.wakeBy(keeper.alarm)  # of several sites the first one will do
         try:
             return self._route(request)
         except _Answer as answer:

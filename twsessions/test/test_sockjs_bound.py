@@ -327,6 +327,31 @@ def test_stockSite() -> None:
     assert answer(browser.post("/talk/0/x/xhr")).code == 500
 
 
+def test_severalSites() -> None:
+    """
+    A resource can be in several of them, for HTTP and HTTPS for example. Its
+    connections are cared for as long as one is there, and whose request came
+    last leaves nothing behind.
+    """
+    world = World(heartbeat=25.0)
+    sites = [world.site, SessionSite(world.site.resource, reactor=world.clock)]
+    sites[1].doStart()
+    browsers = [Browser(site) for site in sites]
+    for browser in browsers:
+        world.visit(browser)
+    opened = [stream(browser, f"id{number}") for number, browser in enumerate(browsers)]
+    alarm = world.service.service.alarm
+    before = len(alarm._tasks)
+    for _ in range(100):
+        for browser in browsers:
+            assert answer(browser.get("/talk/info")).code == 200
+    assert world.service.service.alarm is alarm and len(alarm._tasks) == before
+    world.site.doStop()
+    assert answer(browsers[1].get("/talk/info")).code == 200
+    world.clock.advance(25.0)
+    assert opened[1].received.endswith(b"h\n\r\n")
+
+
 def test_oneDelayedCall() -> None:
     """
     Sessions and connections of a site share one delayed call.
