@@ -316,6 +316,32 @@ def test_storeIsAway() -> None:
     assert b"c[" not in opened.received
 
 
+def test_answeredInItsStead() -> None:
+    """
+    A stream whose response is another, because what was changed on the way to
+    it could not be stored, carries nothing.
+    """
+
+    class Door(Resource):
+        def getChild(self, name: bytes, request: Any) -> Resource:
+            request.getSession()["visited"] = True
+            return world.service
+
+    store = FaultyStore(MemoryStore(lambda: 1_000_000.0))
+    world = World(store)
+    world.site.resource.putChild(b"door", Door())
+    ann = world.browser()
+    world.visit(ann)
+    store.failNext("commit")
+    opened = ann.start("POST", "/door/talk/000/one/xhr_streaming")
+    assert b" 500 " in opened.received[:20]
+    (talk,) = world.talk.all
+    talk.send("nobody hears it")
+    assert talk.said[1:] == [(1002, "Connection interrupted")]
+    world.clock.advance(6)
+    assert not world.service.service._all
+
+
 def test_stockSite() -> None:
     """
     A stock Site has no session to bind to, and says so.
