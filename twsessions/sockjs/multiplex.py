@@ -77,9 +77,9 @@ class _Channel:
         """
         (packet,) = packets
         message = packet.message
-        if isinstance(message, str):
-            message = message.encode("utf-8", "surrogatepass")
-        return self._message + message
+        if isinstance(message, bytes):  # which only raw websockets can carry
+            message = message.decode("utf-8", "replace")
+        return self._message + message.encode("utf-8", "surrogatepass")
 
     def closed(self, why: Close) -> bytes:
         """

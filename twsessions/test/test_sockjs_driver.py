@@ -677,6 +677,21 @@ class TestChannels:
         assert wire.written == ["o", 'a["msg,ann,x,y"]', 'a["msg,b%F6b%201,ü"]']
         assert ann.info.ip == "192.0.2.1"
 
+    def test_bytes(self) -> None:
+        """
+        They go as text, as everywhere but on raw websockets.
+        """
+        _, _, wire, (ann, bob) = self.opened(["sub,ann", "sub,b%F6b%201"])
+        broadcast([ann, bob], b"\xff")
+        ann.send("\ud800".encode("utf-8", "surrogatepass") + b"!")
+        bob.send("\ud800")
+        assert wire.written[1:] == [
+            'a["msg,ann,\\ufffd"]',
+            'a["msg,b%F6b%201,\\ufffd"]',
+            'a["msg,ann,\\ufffd\\ufffd\\ufffd!"]',
+            'a["msg,b%F6b%201,\\ud800"]',
+        ]
+
     def test_ends(self) -> None:
         """
         A channel can be closed by each side, and opened again; all end with the
