@@ -194,6 +194,8 @@ class SockJSResource(Resource):
         page, etag = self._iframe
         self._cached(request)
         request.setHeader(b"etag", etag)
+        if self._origins.frames is not None:
+            request.setHeader(b"content-security-policy", self._origins.frames)
         if _knows(request, etag):
             raise _Answer(304)
         request.setHeader(b"content-type", b"text/html; charset=UTF-8")

@@ -717,6 +717,34 @@ async def test_originsThatAreListed(server: Server) -> None:
                 assert "Origin" in (answer["vary"] or "")
 
 
+@pytest.mark.parametrize(
+    "settings, policy",
+    [
+        ({}, None),
+        ({"origins": "*", "bound": True}, None),
+        ({"bound": True}, "frame-ancestors 'self'"),
+        (
+            {"origins": ["https://b.example:8443", "https://A.example/"]},
+            "frame-ancestors https://a.example https://b.example:8443",
+        ),
+        ({"origins": []}, "frame-ancestors 'none'"),
+    ],
+)
+@deferred
+async def test_originsOfFrames(server: Server, settings: Any, policy: str | None) -> None:
+    """
+    A page that may not connect may not have the page for iframes do it either,
+    whose origin is the service's own.
+    """
+    echo, client = server.serve("echo", **settings), server.client
+    page = await client.ask("GET", f"{echo}/iframe-1.html")
+    assert page.status == 200 and page["content-security-policy"] == policy
+    await page.body()
+    known = {"If-None-Match": page["etag"] or ""}
+    again = await client.ask("GET", f"{echo}/iframe-1.html", known)
+    assert again.status == 304 and again["content-security-policy"] == policy
+
+
 @deferred
 async def test_whatTheApplicationSees(server: Server) -> None:
     """
