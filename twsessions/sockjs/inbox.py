@@ -166,12 +166,12 @@ class Inbox:
 
         @return: whether it is not done yet; C{_next} is called when it is.
         """
-        self._running = True
+        self._running, result = True, None
         try:
             result = handler(what)
         except Exception:
             self._failed(Failure())
-        else:
+        if result is not None:
             if inspect.iscoroutine(result):
                 result = Deferred.fromCoroutine(result)
             if isinstance(result, Deferred):
