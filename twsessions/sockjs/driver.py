@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twsessions.sockjs.connection import SockJSConnection
-from twsessions.sockjs.inbox import Inbox
+from twsessions.sockjs.inbox import FAILED, Inbox
 from twsessions.sockjs.info import ConnectionInfo
 from twsessions.sockjs.packet import Format, Packet
 from twsessions.sockjs.session import (
@@ -128,6 +128,7 @@ class Driver:
         "_finished",
         "_inbox",
         "_isFlowing",
+        "_isSlow",
         "_producer",
         "_stats",
         "connection",
@@ -157,6 +158,7 @@ class Driver:
         self._finished: Carrier | None = None  # its last, which may hang
         self._inbox = Inbox(connection, self, service.limits.maxQueueBytes)
         self._isFlowing = True  # the producer is
+        self._isSlow = False
         self._closeCallbacks: list[Callable[[], object]] | None = None
         self.session: Session[Packet] = Session(service.limits, service.seconds())
         self.connection = connection
@@ -375,13 +377,20 @@ class Driver:
         """
         Stop the producer while nothing carries what it says.
         """
-        producer, flows = self._producer, self.session.isReady
+        producer, flows = self._producer, self.session.isReady and not self._isSlow
         if producer is not None and flows is not self._isFlowing:
             self._isFlowing = flows
-            if flows:
-                producer.resumeProducing()
-            else:
-                producer.pauseProducing()
+            self._tell(producer.resumeProducing if flows else producer.pauseProducing)
+
+    def _tell(self, produce: Callable[[], object]) -> None:
+        """
+        Tell the producer. Its failure is no other connection's.
+        """
+        try:
+            produce()
+        except Exception:
+            self._log.failure("the producer of a SockJS connection failed")
+            self.end(FAILED)
 
     # -- the application ------------------------------------------------------
 
@@ -402,6 +411,20 @@ class Driver:
         L{None}, or what fires when the application has caught up.
         """
         return self._inbox.room()
+
+    def hold(self, isHeld: bool) -> None:
+        """
+        Let the client wait with what it sends, or no longer: whom the
+        application hands its messages to is busy.
+        """
+        self._inbox.hold(isHeld)
+
+    def slow(self, isSlow: bool) -> None:
+        """
+        What the carrier takes waits behind it, or no longer.
+        """
+        self._isSlow = isSlow
+        self._pace()
 
     def _open(self) -> None:
         stats = self._stats
@@ -428,7 +451,7 @@ class Driver:
                 self._log.failure("a callback of a closed SockJS connection failed")
         producer, self._producer = self._producer, None
         if producer is not None:
-            producer.stopProducing()
+            self._tell(producer.stopProducing)
         self._inbox.closed(why, drop)
 
     def notifyOnClose(self, callback: Callable[[], object]) -> None:

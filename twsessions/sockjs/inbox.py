@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -17,9 +17,9 @@ from twsessions.sockjs.connection import SockJSConnection
 from twsessions.sockjs.info import ConnectionInfo
 from twsessions.sockjs.session import Close
 
-__all__ = ["Inbox"]
+__all__ = ["FAILED", "Inbox"]
 
-_FAILED = Close(1011, "Internal error")
+FAILED = Close(1011, "Internal error")
 _ENOUGH = 64 * 1024  # bytes that may wait before the client is not read any more
 
 
@@ -53,6 +53,7 @@ class Inbox:
     __slots__ = (
         "_client",
         "_connection",
+        "_isHeld",
         "_isTold",
         "_limit",
         "_room",
@@ -76,6 +77,7 @@ class Inbox:
         self._waiting: deque[str | bytes] | None = None  # exists while one is
         self._size = 0  # of what waits
         self._room: list[Deferred[None]] | None = None
+        self._isHeld = False
         self._why: Close | None = None
         self._isTold = False
 
@@ -84,19 +86,16 @@ class Inbox:
         """
         Whether the client should not be read for now.
         """
-        return self._size > _ENOUGH
+        return self._isHeld or self._size > _ENOUGH
 
     def opened(self, info: ConnectionInfo) -> None:
         """
         The connection is open.
         """
-        try:
-            result = self._connection.onOpen(info)
-        except Exception:
-            self._failed(Failure())
-            return
-        if result is not None and self._isBusy(result):
+        if self._isBusy(self._connection.onOpen, info):
             self._waiting = deque()
+        else:
+            self._tell()
 
     def received(self, messages: Sequence[str | bytes]) -> None:
         """
@@ -107,17 +106,13 @@ class Inbox:
             return
         onMessage = self._connection.onMessage
         for at, message in enumerate(messages):
-            try:
-                result = onMessage(message)
-            except Exception:
-                self._failed(Failure())
-                return
-            if result is not None and self._isBusy(result):
+            if self._isBusy(onMessage, message):
                 self._waiting = deque()
                 if self._client.isOpen:
                     self._wait(messages[at + 1 :])
                 return
             if not self._client.isOpen:
+                self._tell()
                 return
 
     def room(self) -> Deferred[None] | None:
@@ -131,6 +126,16 @@ class Inbox:
             self._room = []
         self._room.append(waiting)
         return waiting
+
+    def hold(self, isHeld: bool) -> None:
+        """
+        Let the client wait, although little waits here; or no longer.
+        """
+        self._isHeld = isHeld
+        if isHeld:
+            self._client.listen(False)
+        elif not self.isFull:
+            self._makeRoom()
 
     def closed(self, why: Close, drop: bool) -> None:
         """
@@ -155,24 +160,27 @@ class Inbox:
         if self._size > _ENOUGH + self._limit:
             self._client.end(Close(1013, "Too many messages"))
 
-    def _isBusy(self, result: Any) -> bool:
+    def _isBusy(self, handler: Callable[[Any], object], what: object) -> bool:
         """
-        Whether a handler is not done yet.
+        Call a handler.
+
+        @return: whether it is not done yet; C{_next} is called when it is.
         """
-        if inspect.iscoroutine(result):
-            self._running = True  # it begins now
-            result = Deferred.fromCoroutine(result)
-        elif not isinstance(result, Deferred):
-            return False
-        self._running = True
-        if result.called and not result.paused:
-            result.addErrback(self._failed)
-            self._running = False
-            if self._why is not None:
-                self._tell()
-            return False
-        result.addErrback(self._failed).addCallback(self._next)
-        return True
+        self._running, result = True, None
+        try:
+            result = handler(what)
+        except Exception:
+            self._failed(Failure())
+        if result is not None:
+            if inspect.iscoroutine(result):
+                result = Deferred.fromCoroutine(result)
+            if isinstance(result, Deferred):
+                result.addErrback(self._failed)
+                if not result.called or result.paused:
+                    result.addCallback(self._next)
+                    return True
+        self._running = False
+        return False
 
     def _next(self, _: object) -> None:
         """
@@ -182,20 +190,14 @@ class Inbox:
         while waiting:
             message = waiting.popleft()
             self._size -= len(message) + 64
-            try:
-                result = self._connection.onMessage(message)
-            except Exception:
-                self._failed(Failure())
-                continue
-            if result is not None and self._isBusy(result):
+            if self._isBusy(self._connection.onMessage, message):
                 break
-            self._running = True
         else:
             self._running = False
             self._waiting = None
         if not self.isFull:
             self._makeRoom()
-        if not self._running and self._why is not None:
+        if not self._running:
             self._tell()
 
     def _makeRoom(self) -> None:
@@ -206,7 +208,7 @@ class Inbox:
 
     def _failed(self, failure: Failure) -> None:
         self._log.failure("a SockJS application failed", failure=failure)
-        self._client.end(_FAILED)
+        self._client.end(FAILED)
 
     def _tell(self) -> None:
         why = self._why

@@ -5,7 +5,7 @@ Who has connected, from where, and with which web session.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from http.cookies import CookieError, SimpleCookie
+from http.cookies import SimpleCookie
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -111,14 +111,11 @@ class ConnectionInfo:
             if isIPAddress(last) or isIPv6Address(last):
                 ip = last
         cookies = {}
-        if passCookies:
-            jar: SimpleCookie = SimpleCookie()
-            for line in found.getRawHeaders(b"cookie", ()):
-                try:
-                    jar.load(line.decode("latin-1"))
-                except CookieError:
-                    continue
-            cookies = {name: jar[name].value for name in passCookies if name in jar}
+        for name in passCookies:
+            # Twisted has split them: SimpleCookie gives up at the first it finds odd.
+            value = request.getCookie(name.encode("utf-8"))
+            if value is not None:
+                cookies[name] = SimpleCookie().value_decode(value.decode("latin-1").strip())[0]
         path, _, query = request.uri.partition(b"?")
         return cls(
             ip,

@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
+
 from twsessions.sockjs.connection import SockJSConnection
 from twsessions.sockjs.driver import Driver
+from twsessions.sockjs.info import ConnectionInfo
 from twsessions.sockjs.packet import Packet
 from twsessions.sockjs.protocol import makerOf
 from twsessions.sockjs.service import Full
@@ -73,9 +77,9 @@ class _Channel:
         """
         (packet,) = packets
         message = packet.message
-        if isinstance(message, str):
-            message = message.encode("utf-8", "surrogatepass")
-        return self._message + message
+        if isinstance(message, bytes):  # which only raw websockets can carry
+            message = message.decode("utf-8", "replace")
+        return self._message + message.encode("utf-8", "surrogatepass")
 
     def closed(self, why: Close) -> bytes:
         """
@@ -129,6 +133,7 @@ class _ChannelCarrier:
         self._outer.listen(self, wanted)
 
 
+@implementer(IPushProducer)
 class _Multiplexed(SockJSConnection):
     """
     The outer connection.
@@ -138,6 +143,12 @@ class _Multiplexed(SockJSConnection):
         self._channels = channels
         self._carriers: dict[_Channel, _ChannelCarrier] = {}
         self._busy: set[_ChannelCarrier] = set()
+
+    def onOpen(self, info: ConnectionInfo) -> None:
+        """
+        Hear of it when the client is slow.
+        """
+        self.registerProducer(self, True)
 
     def onMessage(self, message: Any) -> None:
         """
@@ -173,6 +184,7 @@ class _Multiplexed(SockJSConnection):
             self.send(channel.closed(_UNSUBSCRIBED).decode("ascii"))
             return
         carrier = self._carriers[channel] = _ChannelCarrier(self, driver, channel)
+        driver.slow(not outer.session.isReady)
         driver.attach(carrier)
 
     def _end(self, carrier: _ChannelCarrier, why: Close) -> None:
@@ -198,7 +210,25 @@ class _Multiplexed(SockJSConnection):
         else:
             self._busy.add(carrier)
         if bool(self._busy) is not wasBusy and isinstance(self._line, Driver):
-            self._line.listen(not self._busy)
+            self._line.hold(bool(self._busy))
+
+    # -- IPushProducer --------------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        """
+        The client is slow, or has caught up: so are all channels' producers.
+        """
+        outer = self._line
+        assert isinstance(outer, Driver)
+        for carrier in list(self._carriers.values()):
+            carrier.driver.slow(not outer.session.isReady)
+
+    resumeProducing = pauseProducing  # one that resumes may pause them all
+
+    def stopProducing(self) -> None:
+        """
+        It is closed; C{onClose} is called as well.
+        """
 
 
 def _escape(name: str) -> str:

@@ -35,6 +35,18 @@ class Origins:
             return ["*:*"]
         return sorted(origin.decode("ascii") for origin in self._listed)
 
+    @property
+    def frames(self) -> bytes | None:
+        """
+        A policy for the page for iframes (CSP 3, 6.4.2), or L{None}: what it
+        does for the page around it, it does with its own origin.
+        """
+        if self.all:
+            return None
+        return b"frame-ancestors " + (
+            b"'self'" if self._same else b" ".join(sorted(self._listed)) or b"'none'"
+        )
+
     def admits(self, request: Any) -> bool:
         """
         Whether the page that makes this request may. One that does not say

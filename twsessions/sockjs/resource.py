@@ -136,12 +136,14 @@ class SockJSResource(Resource):
         """
         Answer a request.
         """
+        if request._disconnected:  # nothing would tell of its end any more
+            return NOT_DONE_YET
         if self._reactor is None:
             keeper = keeperOf(request.site, None)
             if self._service is None:
                 self._start(keeper.alarm, keeper.reactor)
-            elif self._service.alarm is not keeper.alarm:
-                self._service.wakeBy(keeper.alarm)
+            elif self._service.alarm is not keeper.alarm and self._service.alarm._stopped:
+                self._service.wakeBy(keeper.alarm)  # of several sites the first one will do
         try:
             return self._route(request)
         except _Answer as answer:
@@ -192,6 +194,8 @@ class SockJSResource(Resource):
         page, etag = self._iframe
         self._cached(request)
         request.setHeader(b"etag", etag)
+        if self._origins.frames is not None:
+            request.setHeader(b"content-security-policy", self._origins.frames)
         if _knows(request, etag):
             raise _Answer(304)
         request.setHeader(b"content-type", b"text/html; charset=UTF-8")

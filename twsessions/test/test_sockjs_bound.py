@@ -316,6 +316,32 @@ def test_storeIsAway() -> None:
     assert b"c[" not in opened.received
 
 
+def test_answeredInItsStead() -> None:
+    """
+    A stream whose response is another, because what was changed on the way to
+    it could not be stored, carries nothing.
+    """
+
+    class Door(Resource):
+        def getChild(self, name: bytes, request: Any) -> Resource:
+            request.getSession()["visited"] = True
+            return world.service
+
+    store = FaultyStore(MemoryStore(lambda: 1_000_000.0))
+    world = World(store)
+    world.site.resource.putChild(b"door", Door())
+    ann = world.browser()
+    world.visit(ann)
+    store.failNext("commit")
+    opened = ann.start("POST", "/door/talk/000/one/xhr_streaming")
+    assert b" 500 " in opened.received[:20]
+    (talk,) = world.talk.all
+    talk.send("nobody hears it")
+    assert talk.said[1:] == [(1002, "Connection interrupted")]
+    world.clock.advance(6)
+    assert not world.service.service._all
+
+
 def test_stockSite() -> None:
     """
     A stock Site has no session to bind to, and says so.
@@ -325,6 +351,31 @@ def test_stockSite() -> None:
     root.putChild(b"talk", SockJSResource(Talk, bound=True))
     browser = Browser(Site(root, reactor=clock))
     assert answer(browser.post("/talk/0/x/xhr")).code == 500
+
+
+def test_severalSites() -> None:
+    """
+    A resource can be in several of them, for HTTP and HTTPS for example. Its
+    connections are cared for as long as one is there, and whose request came
+    last leaves nothing behind.
+    """
+    world = World(heartbeat=25.0)
+    sites = [world.site, SessionSite(world.site.resource, reactor=world.clock)]
+    sites[1].doStart()
+    browsers = [Browser(site) for site in sites]
+    for browser in browsers:
+        world.visit(browser)
+    opened = [stream(browser, f"id{number}") for number, browser in enumerate(browsers)]
+    alarm = world.service.service.alarm
+    before = len(alarm._tasks)
+    for _ in range(100):
+        for browser in browsers:
+            assert answer(browser.get("/talk/info")).code == 200
+    assert world.service.service.alarm is alarm and len(alarm._tasks) == before
+    world.site.doStop()
+    assert answer(browsers[1].get("/talk/info")).code == 200
+    world.clock.advance(25.0)
+    assert opened[1].received.endswith(b"h\n\r\n")
 
 
 def test_oneDelayedCall() -> None:

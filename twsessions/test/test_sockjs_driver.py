@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
@@ -177,6 +177,44 @@ def test_handlersTakeTurns(kind: str) -> None:
     assert talk.said == ["open", "a", "b", "c", "d", (1000, "bye")]
 
 
+@pytest.mark.parametrize("kind", ["fired", "coroutine"])
+def test_quickTurns(kind: str) -> None:
+    """
+    The close is told after the messages before it, when their handlers are
+    quicker than the one they waited for as well.
+    """
+    driver, _, talk = World().opened()
+    gate: Deferred[None] = Deferred()
+
+    async def done() -> None:
+        pass
+
+    talk.do["a"] = lambda: gate
+    talk.do["b"] = done if kind == "coroutine" else lambda: succeed(None)
+    driver.received(["a", "b", "c"])
+    driver.closedByClient(Close(1000, "bye"))
+    gate.callback(None)
+    assert talk.said == ["open", "a", "b", "c", (1000, "bye")]
+
+
+@pytest.mark.parametrize("where", ["open", "a"])
+def test_closeIsNotToldWithin(where: str) -> None:
+    """
+    A handler that closes its connection is done before C{onClose} is called.
+    """
+    driver = World().connection()
+    talk: Any = driver.connection
+
+    def close() -> None:
+        talk.close()
+        talk.said.append("done")
+
+    talk.do[where] = close
+    driver.attach(Wire())
+    driver.received(["a", "b"])
+    assert talk.said[-3:] == [where, "done", (3000, "Go away!")]
+
+
 def test_openTakesItsTime() -> None:
     """
     Messages wait until the application is ready for them.
@@ -339,6 +377,61 @@ def test_producer() -> None:
     late = Source()
     talk.registerProducer(late, True)
     assert late.told == ["stop"]
+
+
+class Broken(Source):
+    """
+    A producer that fails.
+    """
+
+    def stopProducing(self) -> None:
+        raise KeyError("oops")
+
+
+class Unpausable(Broken):
+    """
+    One that fails earlier.
+    """
+
+    pauseProducing = Broken.stopProducing
+
+
+def test_failingProducer(logged: list[Any]) -> None:
+    """
+    It costs its own connection, and no other.
+    """
+    world = World()
+    bad, wire, talk = world.opened("bad")
+    _, _, other = world.opened("other")
+    talk.registerProducer(Unpausable(), True)
+    wire.frames = 2
+    broadcast([talk, other], "a")
+    assert other.said == ["open"] and not other.isClosed
+    assert talk.said == ["open", (1011, "Internal error")]
+    assert [type(one) for one in logged] == [KeyError] * 2
+    assert wire.ended == "full"
+    again = Wire()
+    bad.attach(again)
+    assert again.written == ['c[1011,"Internal error"]']
+
+
+@pytest.mark.parametrize("how", ["time", "service"])
+def test_failingProducerAtTheEnd(how: str, logged: list[Any]) -> None:
+    """
+    Others that end at the same time do end.
+    """
+    world = World()
+    talks: list[Any] = []
+    for id in "abcd":
+        driver = world.connection(id)
+        driver.attach(Wire(frames=1))
+        talks.append(driver.connection)
+        talks[-1].registerProducer(Broken(), True)
+    if how == "service":
+        world.service.closeAll(Close(1006, "bye"))
+    world.clock.advance(6)
+    assert [talk.said[-1][0] for talk in talks] == [1006] * 4
+    assert len(logged) == 4 and not world.service._all
 
 
 def test_polls() -> None:
@@ -584,6 +677,21 @@ class TestChannels:
         assert wire.written == ["o", 'a["msg,ann,x,y"]', 'a["msg,b%F6b%201,ü"]']
         assert ann.info.ip == "192.0.2.1"
 
+    def test_bytes(self) -> None:
+        """
+        They go as text, as everywhere but on raw websockets.
+        """
+        _, _, wire, (ann, bob) = self.opened(["sub,ann", "sub,b%F6b%201"])
+        broadcast([ann, bob], b"\xff")
+        ann.send("\ud800".encode("utf-8", "surrogatepass") + b"!")
+        bob.send("\ud800")
+        assert wire.written[1:] == [
+            'a["msg,ann,\\ufffd"]',
+            'a["msg,b%F6b%201,\\ufffd"]',
+            'a["msg,ann,\\ufffd\\ufffd\\ufffd!"]',
+            'a["msg,b%F6b%201,\\ud800"]',
+        ]
+
     def test_ends(self) -> None:
         """
         A channel can be closed by each side, and opened again; all end with the
@@ -624,6 +732,86 @@ class TestChannels:
         assert made[1].said[-1] == "quick" and wire.listens[-1:] == [False]
         gate.callback(None)
         assert wire.listens[-1] is True
+
+    def test_slowestOfPolls(self) -> None:
+        """
+        Who sends by requests waits for their answers.
+        """
+        _, driver, _, made = self.channels()
+        driver.received(["sub,ann", "sub,b%F6b%201"])
+        gates: list[Deferred[None]] = [Deferred(), Deferred()]
+        for talk, gate in zip(made, gates, strict=True):
+            talk.do["a"] = lambda gate=gate: gate
+        for name in "ann", "b%F6b%201":
+            driver.received([f"msg,{name},a", f"msg,{name}," + "x" * 70_000])
+        room = driver.room()
+        assert room is not None
+        gates[0].callback(None)
+        assert not room.called
+        gates[1].callback(None)
+        assert room.called and driver.room() is None
+
+    def test_endOfTheSlowest(self) -> None:
+        """
+        Nobody waits for a channel that is closed.
+        """
+        for end in "uns,ann", None:
+            _, driver, wire, (ann, *_) = self.opened(["sub,ann"])
+            ann.do["a"] = Deferred
+            driver.received(["msg,ann,a", "msg,ann," + "x" * 70_000])
+            room = driver.room()
+            assert room is not None
+            if end is None:
+                driver.closedByClient(Close(1000, ""))
+            else:
+                driver.received([end])
+            assert room.called and wire.listens[-1] is True
+
+    def opened(self, first: list[str]) -> tuple[World, Driver, Wire, list[Any]]:
+        world, driver, wire, made = self.channels()
+        driver.received(first)
+        return world, driver, wire, made
+
+    def test_producers(self) -> None:
+        """
+        Those of all channels rest while the client cannot follow.
+        """
+        _, driver, wire, (ann, bob) = self.opened(["sub,ann", "sub,b%F6b%201"])
+        sources = Source(), Source()
+        ann.registerProducer(sources[0], True)
+        driver.pause(wire)
+        bob.registerProducer(sources[1], True)
+        assert [source.told for source in sources] == [["pause"]] * 2
+        driver.resume(wire)
+        driver.received(["uns,ann"])
+        assert [source.told for source in sources] == [
+            ["pause", "resume", "stop"],
+            ["pause", "resume"],
+        ]
+
+    def test_producersOfPolls(self) -> None:
+        """
+        One that goes on when there is a poll leaves no room for the next.
+        """
+        _, driver, wire, (ann, bob) = self.opened(["sub,ann", "sub,b%F6b%201"])
+
+        class Eager(Source):
+            def __init__(self, talk: Any) -> None:
+                super().__init__()
+                self.talk = talk
+
+            def resumeProducing(self) -> None:
+                super().resumeProducing()
+                self.talk.send("more")
+
+        sources = Eager(ann), Eager(bob)
+        for source in sources:
+            source.talk.registerProducer(source, True)
+        driver.pause(wire)
+        wire.frames = 2
+        driver.resume(wire)
+        assert wire.written == ["o", 'a["msg,ann,more"]'] and wire.ended == "full"
+        assert [source.told for source in sources] == [["pause", "resume", "pause"], ["pause"]]
 
     def test_names(self) -> None:
         """

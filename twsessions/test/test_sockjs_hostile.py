@@ -13,13 +13,19 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs, eventAsText
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
+from twisted.web.server import Site
+from twisted.web.util import DeferredResource
 
 from twsessions import SessionSite
-from twsessions.sockjs import SockJSConnection
+from twsessions.sockjs import SockJSConnection, SockJSResource
 from twsessions.test import test_sockjs_protocol
 from twsessions.test.sockjsclient import (
     CONTINUATION,
@@ -359,6 +365,29 @@ async def test_sessionLimit(server: Server) -> None:
     assert await client.poll(session(echo)) == b"o\n"
 
 
+@pytest.mark.parametrize("name", URLS)
+def test_goneBefore(name: str) -> None:
+    """
+    A request whose client has gone before it was this resource's turn leaves
+    nothing behind.
+    """
+    method, suffix = URLS[name]
+    clock, gate = Clock(), Deferred[Any]()
+    resource = SockJSResource(SockJSConnection, clock)
+    site = Site(DeferredResource(gate), reactor=clock)
+    channel = site.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+    channel.makeConnection(StringTransport())
+    head = f"{method} {suffix} HTTP/1.1\r\nHost: x\r\n"
+    if "websocket" in name:
+        head += "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        head += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    channel.dataReceived(f"{head}\r\n".encode())
+    channel.connectionLost(Failure(ConnectionDone()))
+    with quiet():
+        gate.callback(resource)
+    assert not resource.service._all
+
+
 @deferred
 async def test_sessionsThatBreakOff(server: Server) -> None:
     """
@@ -688,6 +717,34 @@ async def test_originsThatAreListed(server: Server) -> None:
                 assert "Origin" in (answer["vary"] or "")
 
 
+@pytest.mark.parametrize(
+    "settings, policy",
+    [
+        ({}, None),
+        ({"origins": "*", "bound": True}, None),
+        ({"bound": True}, "frame-ancestors 'self'"),
+        (
+            {"origins": ["https://b.example:8443", "https://A.example/"]},
+            "frame-ancestors https://a.example https://b.example:8443",
+        ),
+        ({"origins": []}, "frame-ancestors 'none'"),
+    ],
+)
+@deferred
+async def test_originsOfFrames(server: Server, settings: Any, policy: str | None) -> None:
+    """
+    A page that may not connect may not have the page for iframes do it either,
+    whose origin is the service's own.
+    """
+    echo, client = server.serve("echo", **settings), server.client
+    page = await client.ask("GET", f"{echo}/iframe-1.html")
+    assert page.status == 200 and page["content-security-policy"] == policy
+    await page.body()
+    known = {"If-None-Match": page["etag"] or ""}
+    again = await client.ask("GET", f"{echo}/iframe-1.html", known)
+    assert again.status == 304 and again["content-security-policy"] == policy
+
+
 @deferred
 async def test_whatTheApplicationSees(server: Server) -> None:
     """
@@ -702,10 +759,10 @@ async def test_whatTheApplicationSees(server: Server) -> None:
             infos.append(info)
 
     plain = server.serve("plain", Looking)
-    asked = server.serve("asked", Looking, passCookies=["lang"], trustForwarded=True)
+    asked = server.serve("asked", Looking, passCookies=["lang", "style"], trustForwarded=True)
     headers = {
         "Authorization": "Basic c2VjcmV0",
-        "Cookie": "sid=secret; lang=en",
+        "Cookie": 'mine={"a": 1}; flag; sid=secret; lang=en; Jürg="ä"; style="dark"',
         "X-Csrf-Token": "secret",
         "X-Forwarded-For": "10.6.6.6, 10.1.2.3",
         "Referer": "https://a.example/page",
@@ -722,7 +779,7 @@ async def test_whatTheApplicationSees(server: Server) -> None:
             assert info.headers[name] in headers.values()
         assert not {"cookie", "authorization", "x-csrf-token"} & {*info.headers}
         assert "secret" not in repr([info.headers, info.cookies, info.arguments, info.path])
-        assert info.cookies == ({} if number < 2 else {"lang": "en"})
+        assert info.cookies == ({} if number < 2 else {"lang": "en", "style": "dark"})
         assert info.ip == ("127.0.0.1" if number < 2 else "10.1.2.3")
         assert info.arguments == {"a": ["1", "2"], "b": [""]}
         assert info.path.endswith(("/xhr", "/websocket"))

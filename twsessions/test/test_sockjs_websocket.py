@@ -893,6 +893,23 @@ async def test_badOffers(server: Server, kind: str, offer: str) -> None:
         await echoes(socket, kind)
 
 
+@deferred
+async def test_quotedOffer(server: Server) -> None:
+    """
+    A number may be in quotes (RFC 7692, 7.1.2.1).
+    """
+    echo = server.serve("echo", deflate=True, maxSessions=1)
+    for size in '"9"', '"15"', "15":
+        parts = ["permessage-deflate", f"server_max_window_bits={size}"]
+        parts.append(f"client_max_window_bits={size}")
+        offer = {"Sec-WebSocket-Extensions": "; ".join(parts)}
+        socket = await server.client.websocket(f"{session(echo)}/websocket", offer)
+        side = Deflating(socket.answer["sec-websocket-extensions"])
+        assert side.unpack(await socket.receive()) == "o"
+        socket.close()
+        await socket.closed()
+
+
 @both
 @deferred
 async def test_deflateBroken(server: Server, kind: str) -> None:

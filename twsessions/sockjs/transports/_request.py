@@ -48,7 +48,8 @@ class RequestCarrier:
         request = self._request
         self._driver = driver
         if driver.attach(self):
-            request.notifyFinish().addErrback(self._lost)
+            # Another may finish it: a session that cannot be stored is answered by 500.
+            request.notifyFinish().addBoth(self._lost)
             if self._room > 1:
                 request.registerProducer(self, True)
                 self._takeShortCut()

@@ -69,7 +69,8 @@ class Handshake:
         """
         self._request = request
         self._wsproto = H11Handshake(ConnectionType.SERVER)
-        offers = [offer for offer in _offers(request) if _isSound(offer)]
+        # wsproto cannot read a number in quotes.
+        offers = [offer.replace(b'"', b"") for offer in _offers(request) if _isSound(offer)]
         headers = [
             (name, value)
             for name, values in request.requestHeaders.getAllRawHeaders()
