@@ -265,9 +265,8 @@ class PostgreSQLStore:
         return self._do(self._close())
 
     async def _close(self) -> None:
-        await self._reader.close()
-        await self._writer.close()
-        await self._talker.close()
+        for closing in [link.close() for link in (self._reader, self._writer, self._talker)]:
+            await closing
 
     # Inside
 
