@@ -46,6 +46,7 @@ class Subscription:
         self._timer: Any = None
         self._delay = _FIRST_DELAY
         self._isAnswered = True
+        self._wasLost = False
         self._starting = 0
         self._waiting: list[Deferred[None]] = []  # for it to be decided
         self._closed = False
@@ -114,6 +115,9 @@ class Subscription:
         self._delay = _FIRST_DELAY
         self._isAnswered = True
         self._setTimer(_PULSE, self._beat, wire)
+        if self._wasLost:
+            self._wasLost = False
+            self._tell(None)  # something may have been missed
         return wire
 
     def _pushed(self, wire: Wire, message: Any) -> None:
@@ -139,6 +143,7 @@ class Subscription:
             wire.drop("the Redis server gives no sign of life")
 
     def _later(self) -> None:
+        self._wasLost = True
         if not self._closed:
             self._setTimer(self._delay, self._again)
             self._delay = min(self._delay * 2, _LAST_DELAY)
@@ -148,8 +153,7 @@ class Subscription:
             failure.trap(StoreUnavailable)
             self._later()
 
-        # Something may have been missed.
-        self._server.up().addCallbacks(lambda _: self._tell(None), failed)
+        self._server.up().addCallbacks(lambda _: None, failed)
 
     def _setTimer(self, seconds: float | None, *call: Any) -> None:
         if self._timer is not None and self._timer.active():
