@@ -228,9 +228,9 @@ class PostgreSQLStore:
         """
         See L{ISessionStore.sessionsOf}.
         """
-        return self._read(b"whose", principal.encode()).addCallback(
-            lambda result: list(self._living(result))
-        )
+        # Half of a surrogate pair, from somebody's JSON, is nobody's and no failure.
+        name = principal.encode("utf-8", "surrogatepass")
+        return self._read(b"whose", name).addCallback(lambda result: list(self._living(result)))
 
     def withHandle(self, handle: bytes) -> Deferred[Record | None]:
         """

@@ -792,6 +792,7 @@ async def test_oneBadItemFailsNoOther(place: Place) -> None:
     assert kinds == [Record, StoreError, StoreError, StoreError, Record]
     assert (await fields(store, a), await fields(store, b)) == ({"da": b"1"}, {"da": b"2"})
     assert [record.key for record in await store.sessionsOf("a\0b")] == [b]
+    assert await store.sessionsOf("\ud800") == []
 
 
 # Many
