@@ -323,6 +323,7 @@ class Cluster(Route):
         self._servers: dict[Address, Server] = {}
         self._owners: list[Address] = []  # of each slot; empty: it is not known
         self._masters: set[Address] = set()
+        self._tellers: list[Address] = []  # of maps, the last one last
         self._refreshed = 0.0
         self._refreshing: list[Deferred[None]] | None = None
         self._isStale = True
@@ -397,10 +398,12 @@ class Cluster(Route):
         return server is not None and server.isDown
 
     def _known(self) -> list[Address]:
-        # Those that are up come first, those that are down last.
-        def badness(address: Address) -> int:
+        # Those that are up come first, those that are down last; else by turns: one that is cut
+        # off from the others goes on telling what it knew.
+        def badness(address: Address) -> tuple[int, int]:
             server = self._servers.get(address)
-            return 1 if server is None else 2 if server.isDown else 0 if server.isUp else 1
+            state = 1 if server is None else 2 if server.isDown else 0 if server.isUp else 1
+            return state, self._tellers.index(address) if address in self._tellers else -1
 
         return sorted({*self._masters, *self._seeds}, key=badness)
 
@@ -414,6 +417,7 @@ class Cluster(Route):
             self._masters = set(self._owners)
             self._isStale = False
             kept = {*self._masters, *self._seeds}
+            self._tellers = [one for one in self._tellers if one in kept]
             for address in [one for one in self._servers if one not in kept]:
                 self._servers.pop(address).close()
         self._refreshed = self.reactor.seconds()
@@ -432,6 +436,7 @@ class Cluster(Route):
             raise StoreUnavailable("what answers is not a node of a Redis cluster") from error
         if len(owners) != _SLOTS or any(owners[slot] is None for slot in self._slots):
             raise StoreUnavailable("some slots of the Redis cluster are nobody's")
+        self._tellers = [one for one in self._tellers if one != asked] + [asked]
         return [asked if owner is None else owner for owner in owners]
 
     def redirect(self, ask: Ask, code: str, text: str) -> bool:
