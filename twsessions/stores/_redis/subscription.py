@@ -60,6 +60,7 @@ class Subscription:
         self._starting += 1
         try:
             await self._server.up()
+            self._isBack()
         except StoreUnavailable:
             self._later()
             raise
@@ -115,9 +116,6 @@ class Subscription:
         self._delay = _FIRST_DELAY
         self._isAnswered = True
         self._setTimer(_PULSE, self._beat, wire)
-        if self._wasLost:
-            self._wasLost = False
-            self._tell(None)  # something may have been missed
         return wire
 
     def _pushed(self, wire: Wire, message: Any) -> None:
@@ -153,7 +151,12 @@ class Subscription:
             failure.trap(StoreUnavailable)
             self._later()
 
-        self._server.up().addCallbacks(lambda _: None, failed)
+        self._server.up().addCallbacks(lambda _: self._isBack(), failed)
+
+    def _isBack(self) -> None:
+        if self._wasLost:
+            self._wasLost = False
+            self._tell(None)  # something may have been missed
 
     def _setTimer(self, seconds: float | None, *call: Any) -> None:
         if self._timer is not None and self._timer.active():
