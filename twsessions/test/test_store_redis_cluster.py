@@ -662,3 +662,31 @@ async def test_aNodeIsKilledAndMessages(place: Place) -> None:
     assert nodeOf(cluster, store._messages._server) is not victim
     victim.start()
     until(cluster.isWhole, "the cluster is whole")
+
+
+@ensure
+async def test_messagesAfterAMasterIsNoneAnyMore(place: Place) -> None:
+    """
+    It may leave the cluster, and can still be reached: who listened there
+    listens to another one, and is told that something may have been missed.
+    """
+    store, cluster, ear = place.make(), place.cluster, Ear()
+    born = [create(keyIn(bucket)) for bucket in range(256)]
+    await insist(lambda: store.commit(born), pause)
+    await store.subscribe(ear)
+    await insist(lambda: store.publish([numbered(0)]), pause)
+    left = nodeOf(cluster, store._messages._server)
+    pairs = zip(cluster.masters, cluster.replicas, strict=True)
+    (heir,) = [b if a is left else a for a, b in pairs if left in (a, b)]
+    heir.call("CLUSTER", "FAILOVER", "TAKEOVER")
+    until(lambda: left.call("ROLE")[0] == b"slave", "it is none any more")
+    keys = [one.key for one in born]
+    end = time.monotonic() + 20.0
+    while None not in ear.heard:
+        assert time.monotonic() < end
+        await insist(lambda: store.load(keys), pause)
+        await pause()
+    assert nodeOf(cluster, store._messages._server) is not left
+    await insist(lambda: store.publish([numbered(1)]), pause)
+    assert nodeOf(cluster, store._publisher) is not left
+    until(cluster.isWhole, "the cluster is whole")

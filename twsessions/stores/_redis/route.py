@@ -324,6 +324,7 @@ class Cluster(Route):
         self._owners: list[Address] = []  # of each slot; empty: it is not known
         self._masters: set[Address] = set()
         self._tellers: list[Address] = []  # of maps, the last one last
+        self._others: dict[Wire, Address] = {}  # connections made for messages and hints
         self._refreshed = 0.0
         self._refreshing: list[Deferred[None]] | None = None
         self._isStale = True
@@ -366,8 +367,17 @@ class Cluster(Route):
         See L{Route.connect}.
         """
         await self.prepare(self.reactor.seconds() + self.timeout)
-        dials = [partial(self.dialer.dial, *address) for address in self._known()]
+        dials = [partial(self._dialOther, address) for address in self._known()]
         return await firstOf(self.reactor, self.timeout, dials)
+
+    async def _dialOther(self, address: Address) -> Wire:
+        def lost(_: None) -> None:
+            del self._others[wire]
+
+        wire = await self.dialer.dial(*address)
+        self._others[wire] = address
+        wire.lost.addCallback(lost)
+        return wire
 
     async def prepare(self, deadline: float) -> None:
         """
@@ -414,12 +424,17 @@ class Cluster(Route):
         except StoreUnavailable as error:
             self._said = str(error)
         else:
+            gone = self._masters.difference(self._owners)
             self._masters = set(self._owners)
             self._isStale = False
             kept = {*self._masters, *self._seeds}
             self._tellers = [one for one in self._tellers if one in kept]
             for address in [one for one in self._servers if one not in kept]:
                 self._servers.pop(address).close()
+            for wire, address in list(self._others.items()):
+                if address in gone:
+                    # It may have left the cluster, and neither hear nor pass on anything.
+                    wire.drop("the Redis server is no master of the cluster any more")
         self._refreshed = self.reactor.seconds()
 
     async def _mapBy(self, asked: Address, deadline: float) -> list[Address]:
