@@ -408,12 +408,17 @@ class Cluster(Route):
         return server is not None and server.isDown
 
     def _known(self) -> list[Address]:
-        # Those that are up come first, those that are down last; else by turns: one that is cut
-        # off from the others goes on telling what it knew.
-        def badness(address: Address) -> tuple[int, int]:
+        # Those that are down come last, before them seeds that may have left the cluster, and
+        # those that are up first; else by turns: one that is cut off from the others goes on
+        # telling what it knew.
+        def badness(address: Address) -> tuple[bool, bool, bool, int]:
             server = self._servers.get(address)
-            state = 1 if server is None else 2 if server.isDown else 0 if server.isUp else 1
-            return state, self._tellers.index(address) if address in self._tellers else -1
+            return (
+                server is not None and server.isDown,
+                address not in self._masters,
+                server is None or not server.isUp,
+                self._tellers.index(address) if address in self._tellers else -1,
+            )
 
         return sorted({*self._masters, *self._seeds}, key=badness)
 
