@@ -68,8 +68,10 @@ def fromURL(scheme: str, rest: str) -> Callable[[Any], MemcachedStore]:
     given = parse_qsl(query, keep_blank_values=True)
     for name, value in given:
         if name not in options:
+            # Named only if it can be nothing but a name.
+            what = f" {name!r}" if re.fullmatch("[A-Za-z_]{1,20}", name) else ""
             raise ValueError(
-                f"a memcached store has no option {name!r}; it has {' and '.join(options)}"
+                f"a memcached store has no option{what}; it has {' and '.join(options)}"
             )
         options[name] = value
     if len(dict(given)) < len(given):

@@ -228,9 +228,9 @@ class PostgreSQLStore:
         """
         See L{ISessionStore.sessionsOf}.
         """
-        return self._read(b"whose", principal.encode()).addCallback(
-            lambda result: list(self._living(result))
-        )
+        # Half of a surrogate pair, from somebody's JSON, is nobody's and no failure.
+        name = principal.encode("utf-8", "surrogatepass")
+        return self._read(b"whose", name).addCallback(lambda result: list(self._living(result)))
 
     def withHandle(self, handle: bytes) -> Deferred[Record | None]:
         """
@@ -265,9 +265,8 @@ class PostgreSQLStore:
         return self._do(self._close())
 
     async def _close(self) -> None:
-        await self._reader.close()
-        await self._writer.close()
-        await self._talker.close()
+        for closing in [link.close() for link in (self._reader, self._writer, self._talker)]:
+            await closing
 
     # Inside
 

@@ -119,6 +119,7 @@ def test_urls(rest: str, addresses: list[tuple[str, int]]) -> None:
         ("//host,host:11211", "named twice"),
         ("//host#secret", "named like"),
         ("//host?colour=secret", "no option 'colour'; it has timeout and prefix"),
+        ("//user:12?secret@host", "no option; it has timeout and prefix"),
         ("//host?timeout=secret", "a number of seconds"),
         ("//host?timeout=nan", "a number of seconds"),
         ("//host?timeout=-1", "a number of seconds"),

@@ -24,6 +24,7 @@ from twisted.logger import capturedLogs
 import twsessions
 from twsessions.core.record import Record
 from twsessions.errors import SessionGone, StoreError, StoreUnavailable
+from twsessions.interfaces import Message
 from twsessions.stores.fromurl import checkURL, storeFromURL
 from twsessions.test.postgresserver import Server
 from twsessions.test.real import missing
@@ -563,6 +564,19 @@ async def test_closeWaitsForWhatIsUnderway(server: Server, stores: Any) -> None:
     assert isinstance((await committed)[0], Record)
     await loaded
     assert (await stores().load([key]))[0] is not None
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothingIsTakenWhileItCloses(server: Server, stores: Any) -> None:
+    store, key = stores(), newKey()
+    loaded = store.load([key])
+    closed = store.close()
+    for late in (store.commit([create(key)]), store.publish([Message("x", b"")])):
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await late
+    await loaded
+    await closed
+    assert (await stores().load([key])) == [None]
 
 
 def test_itShowsNoSecrets(server: Server) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -192,6 +193,25 @@ async def test_theSecondHostAnswers(place: Place) -> None:
     assert f",127.0.0.1:{port}/" in url
     store = place.at(url)
     await made(store)
+
+
+@pytest_twisted.ensureDeferred
+async def test_theSecondHostAnswersAndTheFirstIsSilent(place: Place) -> None:
+    """
+    As one whose machine has died, or hangs.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        first = f"@127.0.0.1:{silent.getsockname()[1]},127.0.0.1:"
+        url = place.server.url("?timeout=3").replace("@127.0.0.1:", first)
+        store = place.at(url)
+        assert await patiently(lambda: fields(store, newKey())) is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_theSecondHostAnswersAndTheFirstHasNoAddress(place: Place) -> None:
+    url = place.server.url("?timeout=3").replace("@", "@nowhere.invalid,")
+    store = place.at(url)
+    assert await patiently(lambda: fields(store, newKey())) is None
 
 
 @pytest_twisted.ensureDeferred
@@ -431,6 +451,22 @@ async def test_hintsComeBack(place: Place) -> None:
 
 
 # Messages
+
+
+@pytest_twisted.ensureDeferred
+async def test_closedWhileItComesBack(place: Place) -> None:
+    """
+    The next call has connected before the store did so by itself: nothing is
+    left that does it again, to a store that has been closed.
+    """
+    store = place.store()
+    await store.watch(lambda keys: None)
+    waiting = [store.load([newKey()]) for _ in range(20)]  # some are not sent yet
+    store._reader._wire.drop(StoreUnavailable("cut"))
+    await gatherResults(waiting, consumeErrors=True).addErrback(lambda _: None)
+    await store.close()
+    now = reactor.seconds()
+    assert [call for call in reactor.getDelayedCalls() if call.getTime() > now] == []
 
 
 @pytest_twisted.ensureDeferred
@@ -756,6 +792,7 @@ async def test_oneBadItemFailsNoOther(place: Place) -> None:
     assert kinds == [Record, StoreError, StoreError, StoreError, Record]
     assert (await fields(store, a), await fields(store, b)) == ({"da": b"1"}, {"da": b"2"})
     assert [record.key for record in await store.sessionsOf("a\0b")] == [b]
+    assert await store.sessionsOf("\ud800") == []
 
 
 # Many

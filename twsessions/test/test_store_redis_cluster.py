@@ -12,10 +12,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from itertools import count
 from typing import Any, ClassVar
 
+import hiredis
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
 from twsessions.core.delta import Change
@@ -533,6 +535,53 @@ async def test_aMasterIsKilledUnderLoad(place: Place) -> None:
         assert await store.load(some) == [None] * len(some)
 
 
+class _CutOff(Protocol):
+    """
+    A node that sees no other, and goes on telling what it knew.
+    """
+
+    transport: Any
+
+    def __init__(self, layout: list[bytes]) -> None:
+        self.layout = layout
+        self.reader = hiredis.Reader()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.reader.feed(data)
+        while (words := self.reader.gets()) is not False:
+            known = {b"PING": b"+PONG\r\n", b"SCRIPT": b"+OK\r\n", b"INFO": b"+\r\n"}
+            known[b"CLUSTER"] = self.layout[0]
+            self.transport.write(known.get(words[0], b"-CLUSTERDOWN The cluster is down\r\n"))
+
+
+@ensure
+async def test_nodesThatAreCutOffFromTheOthers(place: Place) -> None:
+    """
+    They can be reached, but what they know is over: it is not asked of them
+    alone where the sessions are.
+    """
+    layout: list[bytes] = []
+    factory = Factory.forProtocol(lambda: _CutOff(layout))
+    factory.noisy = False
+    ports = [reactor.listenTCP(0, factory, interface="127.0.0.1") for _ in range(7)]
+    numbers = [port.getHost().port for port in ports]
+    whole = place.cluster.masters[0].port
+    layout.append(b"*8\r\n" + b"".join(
+        b"*3\r\n:%d\r\n:%d\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n"
+        % (2048 * at, 2048 * at + 2047, number)
+        for at, number in enumerate([*numbers, whole])
+    ))  # fmt: skip
+    dialer = Dialer(reactor, 1.5, Login())
+    store = RedisStore(Route(dialer, [("127.0.0.1", number) for number in numbers]))
+    try:
+        keys = [keyIn(bucket) for bucket in range(256)]
+        assert await insist(lambda: store.load(keys), pause) == [None] * 256
+    finally:
+        await store.close()
+        for port in ports:
+            await port.stopListening()
+
+
 # Messages
 
 
@@ -612,4 +661,33 @@ async def test_aNodeIsKilledAndMessages(place: Place) -> None:
     ear.check()
     assert nodeOf(cluster, store._messages._server) is not victim
     victim.start()
+    until(cluster.isWhole, "the cluster is whole")
+
+
+@ensure
+async def test_messagesAfterAMasterIsNoneAnyMore(place: Place) -> None:
+    """
+    It may leave the cluster, and can still be reached: who listened there
+    listens to another one, and is told that something may have been missed.
+    """
+    store, cluster, ear = place.make(), place.cluster, Ear()
+    born = [create(keyIn(bucket)) for bucket in range(256)]
+    await insist(lambda: store.commit(born), pause)
+    await store.subscribe(ear)
+    await insist(lambda: store.publish([numbered(0)]), pause)
+    left = nodeOf(cluster, store._messages._server)
+    store._route._seeds.append(("127.0.0.1", left.port))  # which does not make it one to go to
+    pairs = zip(cluster.masters, cluster.replicas, strict=True)
+    (heir,) = [b if a is left else a for a, b in pairs if left in (a, b)]
+    heir.call("CLUSTER", "FAILOVER", "TAKEOVER")
+    until(lambda: left.call("ROLE")[0] == b"slave", "it is none any more")
+    keys = [one.key for one in born]
+    end = time.monotonic() + 20.0
+    while None not in ear.heard:
+        assert time.monotonic() < end
+        await insist(lambda: store.load(keys), pause)
+        await pause()
+    assert nodeOf(cluster, store._messages._server) is not left
+    await insist(lambda: store.publish([numbered(1)]), pause)
+    assert nodeOf(cluster, store._publisher) is not left
     until(cluster.isWhole, "the cluster is whole")

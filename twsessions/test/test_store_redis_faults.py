@@ -589,6 +589,28 @@ async def test_messagesWhenThereIsNoServerYet(place: Place) -> None:
 
 
 @ensure
+async def test_oneWhoListensLaterBringsItBack(place: Place) -> None:
+    """
+    Whoever listened before is told that something may have been missed, also
+    if it is another's call that connects.
+    """
+    store, first, second, third = place.near(), Ear(), Ear(), Ear()
+    await place.proxy.stop()
+    await failing(store.subscribe(first))
+    await place.proxy.start()
+    await insist(lambda: store.subscribe(second), pause)
+    assert first.heard == [None]
+    place.proxy.cutAll()
+    while store._messages._server.isUp:
+        await pause(0)
+    await store.subscribe(third)
+    assert first.heard == [None, None]
+    await store.publish([numbered(1)])
+    await third.hears(1)
+    assert first.heard == [None, None, 1]
+
+
+@ensure
 async def test_lateMessages(place: Place, server: Server) -> None:
     """
     The server hangs, and does what was given up on when it goes on: whoever

@@ -6,6 +6,7 @@ logged in, its tables there, its statements prepared.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from psycopg import pq
@@ -20,6 +21,7 @@ from twsessions.errors import StoreUnavailable
 from twsessions.stores._postgres.errors import explain, stateOf
 from twsessions.stores._postgres.schema import SCHEMA, greeting, making
 from twsessions.stores._postgres.wire import Wire
+from twsessions.stores._several import firstOf
 
 __all__ = ["Dialer"]
 
@@ -73,16 +75,35 @@ class Dialer:
                 "the PostgreSQL store needs a reactor that watches file descriptors, as all do on"
                 " POSIX systems"
             )
-        conninfo = await self._conninfo()
-        wire = Wire(self.reactor, lost, notified, noticed)
-        try:
-            await wire.connect(conninfo)
-            change = await self._greet(wire, listens)
-            wire.pipeline()
-        except BaseException:
-            wire.drop(StoreUnavailable("the connection is not used"))
-            raise
-        return wire, change
+        # One by one: libpq would wait for one that is silent, and never come to the next.
+        parameters = {**_USUAL, **self._parameters}
+        names = (parameters.get("host") or _usual(b"host")).split(",")
+        ports = (parameters.get("port") or _usual(b"port")).split(",")
+        first = partial(firstOf, self.reactor, self.timeout)
+
+        async def attempt(more: Mapping[str, str]) -> tuple[Wire, int]:
+            known = {k: v for k, v in {**parameters, **more}.items() if v}
+            wire = Wire(self.reactor, lost, notified, noticed)
+            try:
+                await wire.connect(make_conninfo("", **known).encode())
+                change = await self._greet(wire, listens)
+                wire.pipeline()
+            except BaseException:
+                wire.drop(StoreUnavailable("the connection is not used"))
+                raise
+            return wire, change
+
+        async def host(name: str, port: str) -> tuple[Wire, int]:
+            found = await _addresses(self.reactor, name)
+            places = [{"host": name, "hostaddr": address, "port": port} for address in found]
+            return await first([partial(attempt, place) for place in places])
+
+        return await first(
+            [
+                partial(host, name, ports[number] if len(ports) > 1 else ports[0])
+                for number, name in enumerate(names)
+            ]
+        )
 
     async def _greet(self, wire: Wire, listens: str | None) -> int:
         said = greeting(self._schema, self.timeout, listens)
@@ -104,34 +125,18 @@ class Dialer:
             _check(result)
         return change
 
-    async def _conninfo(self) -> bytes:
-        parameters = {**_USUAL, **self._parameters}
-        hosts = parameters.get("host") or _usualHost()
-        if hosts:
-            # Each name has as many entries as it has addresses: libpq tries all.
-            names = hosts.split(",")
-            ports = parameters.get("port", "").split(",")
-            found: list[tuple[str, str, str]] = []
-            for number, name in enumerate(names):
-                port = ports[number] if len(ports) > 1 else ports[0]
-                for address in await _addresses(self.reactor, name):
-                    found.append((name, address, port))
-            columns = [",".join(column) for column in zip(*found, strict=True)]
-            parameters["host"], parameters["hostaddr"], parameters["port"] = columns
-        return make_conninfo("", **{k: v for k, v in parameters.items() if v}).encode()
-
 
 def _check(result: PGresult) -> None:
     if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
         raise explain(result)
 
 
-def _usualHost() -> str:
+def _usual(name: bytes) -> str:
     """
     What libpq would take from the environment.
     """
     for option in pq.Conninfo.get_defaults():
-        if option.keyword == b"host":
+        if option.keyword == name:
             return (option.val or b"").decode()
     return ""
 

@@ -140,7 +140,9 @@ class Link:
     # Connections
 
     def _connect(self) -> None:
-        self._retry = None
+        retry, self._retry = self._retry, None
+        if retry is not None and retry.active():
+            retry.cancel()
         if self._dialing is not None or self._wire is not None:
             return
         wires: list[Wire] = []

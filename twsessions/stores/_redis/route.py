@@ -323,6 +323,8 @@ class Cluster(Route):
         self._servers: dict[Address, Server] = {}
         self._owners: list[Address] = []  # of each slot; empty: it is not known
         self._masters: set[Address] = set()
+        self._tellers: list[Address] = []  # of maps, the last one last
+        self._others: dict[Wire, Address] = {}  # connections made for messages and hints
         self._refreshed = 0.0
         self._refreshing: list[Deferred[None]] | None = None
         self._isStale = True
@@ -365,8 +367,17 @@ class Cluster(Route):
         See L{Route.connect}.
         """
         await self.prepare(self.reactor.seconds() + self.timeout)
-        dials = [partial(self.dialer.dial, *address) for address in self._known()]
+        dials = [partial(self._dialOther, address) for address in self._known()]
         return await firstOf(self.reactor, self.timeout, dials)
+
+    async def _dialOther(self, address: Address) -> Wire:
+        def lost(_: None) -> None:
+            del self._others[wire]
+
+        wire = await self.dialer.dial(*address)
+        self._others[wire] = address
+        wire.lost.addCallback(lost)
+        return wire
 
     async def prepare(self, deadline: float) -> None:
         """
@@ -397,10 +408,17 @@ class Cluster(Route):
         return server is not None and server.isDown
 
     def _known(self) -> list[Address]:
-        # Those that are up come first, those that are down last.
-        def badness(address: Address) -> int:
+        # Those that are down come last, before them seeds that may have left the cluster, and
+        # those that are up first; else by turns: one that is cut off from the others goes on
+        # telling what it knew.
+        def badness(address: Address) -> tuple[bool, bool, bool, int]:
             server = self._servers.get(address)
-            return 1 if server is None else 2 if server.isDown else 0 if server.isUp else 1
+            return (
+                server is not None and server.isDown,
+                address not in self._masters,
+                server is None or not server.isUp,
+                self._tellers.index(address) if address in self._tellers else -1,
+            )
 
         return sorted({*self._masters, *self._seeds}, key=badness)
 
@@ -411,11 +429,17 @@ class Cluster(Route):
         except StoreUnavailable as error:
             self._said = str(error)
         else:
+            gone = self._masters.difference(self._owners)
             self._masters = set(self._owners)
             self._isStale = False
             kept = {*self._masters, *self._seeds}
+            self._tellers = [one for one in self._tellers if one in kept]
             for address in [one for one in self._servers if one not in kept]:
                 self._servers.pop(address).close()
+            for wire, address in list(self._others.items()):
+                if address in gone:
+                    # It may have left the cluster, and neither hear nor pass on anything.
+                    wire.drop("the Redis server is no master of the cluster any more")
         self._refreshed = self.reactor.seconds()
 
     async def _mapBy(self, asked: Address, deadline: float) -> list[Address]:
@@ -432,6 +456,7 @@ class Cluster(Route):
             raise StoreUnavailable("what answers is not a node of a Redis cluster") from error
         if len(owners) != _SLOTS or any(owners[slot] is None for slot in self._slots):
             raise StoreUnavailable("some slots of the Redis cluster are nobody's")
+        self._tellers = [one for one in self._tellers if one != asked] + [asked]
         return [asked if owner is None else owner for owner in owners]
 
     def redirect(self, ask: Ask, code: str, text: str) -> bool:

@@ -46,6 +46,7 @@ class Subscription:
         self._timer: Any = None
         self._delay = _FIRST_DELAY
         self._isAnswered = True
+        self._wasLost = False
         self._starting = 0
         self._waiting: list[Deferred[None]] = []  # for it to be decided
         self._closed = False
@@ -59,6 +60,7 @@ class Subscription:
         self._starting += 1
         try:
             await self._server.up()
+            self._isBack()
         except StoreUnavailable:
             self._later()
             raise
@@ -139,6 +141,7 @@ class Subscription:
             wire.drop("the Redis server gives no sign of life")
 
     def _later(self) -> None:
+        self._wasLost = True
         if not self._closed:
             self._setTimer(self._delay, self._again)
             self._delay = min(self._delay * 2, _LAST_DELAY)
@@ -148,8 +151,12 @@ class Subscription:
             failure.trap(StoreUnavailable)
             self._later()
 
-        # Something may have been missed.
-        self._server.up().addCallbacks(lambda _: self._tell(None), failed)
+        self._server.up().addCallbacks(lambda _: self._isBack(), failed)
+
+    def _isBack(self) -> None:
+        if self._wasLost:
+            self._wasLost = False
+            self._tell(None)  # something may have been missed
 
     def _setTimer(self, seconds: float | None, *call: Any) -> None:
         if self._timer is not None and self._timer.active():
