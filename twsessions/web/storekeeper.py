@@ -552,8 +552,7 @@ class StoreKeeper(Keeper):
         """
         rare = session._more()
         rare.losses += 1  # whoever uses it now must not say that it is saved
-        if session._data is not None:
-            session._data.revert()
+        session._revert()
         rare.principal = rare.idle = UNSET
         rare.login = False
         if rare.rotated:
@@ -710,7 +709,7 @@ class StoreKeeper(Keeper):
         The store says that the session has ended.
         """
         if session._ended is None:
-            if session._data is not None and session._data.isDirty:
+            if session._hasChanges():
                 session._more().losses += 1
             session._ended = session._reason()
             self.forget(session)
