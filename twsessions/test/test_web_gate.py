@@ -126,6 +126,25 @@ def test_everyStatus(stage: Stage, code: int) -> None:
     assert stage.stored() == b"{'x': 1}"
 
 
+def test_anErrorAfterTheFirstWrite(stage: Stage) -> None:
+    """
+    Nothing has left, so nothing is in front of the error page, whose length is told.
+    """
+
+    def does(request: Any) -> None:
+        put(request)
+        request.write(b"part")
+        raise RuntimeError("the resource fails")
+
+    stage.store.hang()
+    pending = stage.ask(does)
+    stage.store.resume()
+    response = answer(pending)
+    assert response.code == 500 and response.body.startswith(b"<html>")
+    assert pending.received.endswith(response.body) and b"part" not in pending.received
+    assert stage.stored() == b"{'x': 1}"
+
+
 def test_errorPages(stage: Stage) -> None:
     def does(request: Any) -> None:
         put(request)

@@ -183,6 +183,8 @@ class SessionRequest(server.Request):
         """
         As Twisted's, but 503 if the session's store is away.
         """
+        if self._exchange is not None:
+            self._exchange.discard()
         if reason.check(StoreUnavailable) and not self.startedWriting:
             Exchange.of(self).answer(http.SERVICE_UNAVAILABLE, b"Service Unavailable", retry=True)
             return reason
@@ -646,11 +648,8 @@ class Exchange:
         """
         It could not be stored, and the client must not believe it was.
         """
-        held, self._held = self._held, None
-        assert held is not None
-        for action, args in held:
-            if action == self._register:
-                args[0].stopProducing()
+        self._stopHeld()
+        self._held = None
         request = self.request
         self._log.failure(
             "the session of {request} could not be stored", failure=failure, request=request
@@ -670,6 +669,21 @@ class Exchange:
             self.answer(http.FORBIDDEN, b"Too many sessions")
         else:
             self.answer(http.INTERNAL_SERVER_ERROR, b"The session could not be stored")
+
+    def _stopHeld(self) -> None:
+        for action, args in self._held or ():
+            if action == self._register:
+                args[0].stopProducing()
+
+    def discard(self) -> None:
+        """
+        The resource has failed after it began to answer: if none of that has
+        left yet, none does, for the headers will be those of an error page.
+        """
+        if self._held is not None and not self.request.startedWriting:
+            self._stopHeld()
+            self._held.clear()
+            self._covered = 0
 
     def answer(self, code: int, text: bytes, retry: bool = False) -> None:
         """
@@ -821,10 +835,11 @@ class Exchange:
                     self._setCookie(secure, policy.deleteCookie(secure))
             elif sent is not None and sent.uids == (session.uid,) and policy.maxAge is None:
                 pass  # it has its cookie
-            elif session._record is not None or session.uid in self.keeper.sessions:
+            elif self.keeper.isKnown(session):
                 self._setCookie(secure, policy.setCookie(session.uid, secure))
-            # Otherwise it was never stored. A cookie of nobody's is left as it
-            # is: by now there may be a good one in its place.
+            # Otherwise it was never stored, or another process has given it an id
+            # that only the browser knows. A cookie of nobody's is left as it is: by
+            # now there may be a good one in its place.
         if used:
             _vary(self.request.responseHeaders)
 
