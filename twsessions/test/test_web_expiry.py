@@ -748,3 +748,24 @@ def test_theLastUseBeforeAStopCounts(shared: World) -> None:
     other = browserOf(shared.site(), jar)
     assert visit(other, show).body == b"v"
     other.close()
+
+
+def test_aPortThatIsOpenedBeforeTheStopIsDone() -> None:
+    """
+    The site goes on, and so does all that it does by the clock.
+    """
+    from twsessions.test.slowstore import SlowStore
+
+    clock = Clock()
+    site: Any = SessionSite(Page(), reactor=clock, store=SlowStore(clock, 0.1))
+    heard: list[str] = []
+    site.doStart()
+    site.notifyOnExpire(lambda end: heard.append(end.reason))
+    clock.pump([0.1] * 20)
+    site.makeSession()["k"] = "v"
+    site.doStop()
+    site.doStart()
+    clock.pump([1.0] * 1000)
+    assert heard == ["idle"]
+    site.doStop()
+    clock.pump([0.1] * 20)

@@ -126,6 +126,25 @@ def test_everyStatus(stage: Stage, code: int) -> None:
     assert stage.stored() == b"{'x': 1}"
 
 
+def test_anErrorAfterTheFirstWrite(stage: Stage) -> None:
+    """
+    Nothing has left, so nothing is in front of the error page, whose length is told.
+    """
+
+    def does(request: Any) -> None:
+        put(request)
+        request.write(b"part")
+        raise RuntimeError("the resource fails")
+
+    stage.store.hang()
+    pending = stage.ask(does)
+    stage.store.resume()
+    response = answer(pending)
+    assert response.code == 500 and response.body.startswith(b"<html>")
+    assert pending.received.endswith(response.body) and b"part" not in pending.received
+    assert stage.stored() == b"{'x': 1}"
+
+
 def test_errorPages(stage: Stage) -> None:
     def does(request: Any) -> None:
         put(request)
@@ -344,3 +363,21 @@ def test_aStreamMayWaitForTheEndOfItsSession(stage: Stage) -> None:
     assert not pending.received.endswith(b"0\r\n\r\n")
     stage.clock.pump([1, 1, 1])
     assert answer(pending).body == b"wait: it has ended"
+
+
+def test_toLookIsToDependOnTheCookie() -> None:
+    """
+    A cache must not give one user's page to another.
+    """
+
+    class Front(Resource):
+        isLeaf = True
+
+        def render_GET(self, request: Any) -> bytes:
+            return b"%r" % request.peekSession()
+
+    browser = Browser(SessionSite(Front(), reactor=Clock()))
+    seen: list[Any] = []
+    browser.get("/").addCallback(seen.append)
+    assert seen[0].headers.getRawHeaders("vary") == ["Cookie"]
+    assert not seen[0].headers.hasHeader("set-cookie")

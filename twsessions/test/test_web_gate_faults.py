@@ -1211,3 +1211,35 @@ def test_theAnswerToALoginWaitsForWhomItPushesOut(world: World) -> None:
     assert len(listed) == 1
     old.close()
     new.close()
+
+
+def test_stopsWhenAllRequestsOfASessionAreDone() -> None:
+    """
+    Also if one of them is done before the other.
+    """
+    clock = Clock()
+    slow: list[Any] = []
+
+    def answer(request: Any) -> Any:
+        request.getSession()["n"] = 1
+        if request.path != b"/slow":
+            return b""
+        slow.append(request)
+        return NOT_DONE_YET
+
+    store = FaultyStore(MemoryStore(clock.seconds))
+    page = Page()
+    page.does = answer
+    site = SessionSite(page, store=store, reactor=clock)
+    browser = Browser(site)
+    browser.get("/")
+    answered: list[Response] = []
+    browser.get("/slow").addCallback(answered.append)
+    browser.get("/")
+    stopped: list[None] = []
+    site._stop().addCallback(stopped.append)
+    clock.pump([0.1] * 5)
+    assert not stopped
+    slow[0].finish()
+    clock.pump([0.1] * 5)
+    assert answered[0].code == 200 and stopped

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
 
 from twsessions import Session, SessionSite
 from twsessions.core.delta import Change
@@ -296,3 +297,90 @@ def test_onlyOneTakesAFlash(world: World) -> None:
     kept[0].flash["new"] = [1]
     assert result(kept[0].flash.take("new")) == [1]
     assert world.visit(world.b, lambda session: list(session.flash)) == b"[]"
+
+
+def test_aResponseUnderWayLeavesTheNewCookieOfARotationThere(world: World) -> None:
+    """
+    The id that the session goes on with here is known to no browser.
+    """
+
+    class Slow(Resource):
+        isLeaf = True
+
+        def render_GET(self, request: Any) -> int:
+            request.getSession()
+            requests.append(request)
+            return NOT_DONE_YET
+
+    requests: list[Any] = []
+    world.visit(world.a, lambda session: session.notifyOnExpire(lambda: None))
+    world.a.resource = Slow()
+    browser = Browser(world.a)
+    browser.jar = world.ann.jar
+    pending = browser.start("GET", "/")
+    world.visit(world.b, lambda session: session.login("ann"))
+    world.learn()
+    requests[0].finish()
+    assert result(pending.response).setCookies == []
+    assert world.visit(world.b, lambda session: session.principal) == b"'ann'"
+
+
+def test_anotherIdeaOfTheTimeIsNoReasonToAskAllTheTime(world: World) -> None:
+    """
+    By this process's timeout the session is over, by the store's it is not.
+    """
+
+    def shorten(session: Session) -> None:
+        session.sessionTimeout = 60
+
+    world.visit(world.a, shorten)
+    world.clock.advance(50)
+    world.visit(world.b, lambda session: None)
+    store: Any = world.a.keeper.link.store
+    calls, load = store.calls, store.load
+    store.load = lambda keys: load(keys) if len(calls) < 1000 else Deferred()  # fail, not hang
+    world.clock.pump([1.0] * 50)
+    before = len(calls)
+    world.clock.pump([0.01] * 1000)
+    assert len(world.a.sessions) == 1
+    assert sum(name == "load" for name, _ in calls[before:]) <= 20
+
+
+def test_aCommitWhoseAnswerIsOvertakenByALoad(world: World) -> None:
+    """
+    What another process has stored after it stays, and uses count once.
+    """
+    store: Any = world.a.keeper.link.store
+
+    def put(value: int) -> Callable[[Session], object]:
+        def does(session: Session) -> None:
+            session["k"] = value
+            session.notifyOnExpire(lambda: None)
+
+        return does
+
+    def late(changes: Sequence[Change]) -> Deferred[Any]:
+        answer: Deferred[Any] = Deferred()
+        waiting.append((commit(changes), answer))
+        return answer
+
+    waiting: list[tuple[Deferred[Any], Deferred[Any]]] = []
+    commit = store.commit
+    world.visit(world.a, put(0))
+    store.commit = late
+    world.a.page.does = put(1)
+    browser = Browser(world.a)
+    browser.jar = world.ann.jar
+    pending = browser.start("GET", "/")
+    del store.commit
+    world.visit(world.b, put(2))
+    (uid,) = world.ann.cookies.values()
+    result(world.a.loadSession(uid.encode("ascii")))
+    for stored, answer in waiting:
+        stored.chainDeferred(answer)
+    assert result(pending.response).code == 200
+    for site in (world.a, world.b):
+        assert world.visit(site, lambda session: session["k"]) == b"2"
+    # The other process cannot know of uses that are not stored yet.
+    world.clock.pump([1.0] * 100)
+    assert world.visit(world.b, lambda session: session.requestCount) == b"6"

@@ -137,3 +137,41 @@ def test_aChangeAfterItWasLetGo() -> None:
     kept.commit()
     world.crowd()
     assert world.site.getSession(kept.uid)["b"] == 2
+
+
+def test_whoeverStillHasOneSharesIt() -> None:
+    """
+    A coroutine that goes on after its request has what the next request has.
+    """
+    world = World()
+    ann, kept = Browser(world.site), []
+
+    def keep(session: Session) -> None:
+        session["x"] = 1
+        kept.append(session)
+
+    world.visit(ann, keep)
+    world.crowd()
+    assert world.visit(ann, lambda session: session is kept[0]) == b"True"
+    world.crowd()
+    assert world.visit(ann, lambda session: session["x"]) == b"1"
+    kept[0].expire()
+    assert world.visit(ann, lambda session: session.get("x")) == b"None"
+
+
+def test_oneThatWasTakenBackFallsDue() -> None:
+    world = World()
+    ann, bob, kept = Browser(world.site), Browser(world.site), []
+
+    def keep(session: Session) -> None:
+        session["x"] = 1
+        kept.append(session)
+
+    world.visit(ann, keep)
+    world.crowd()
+    kept[0]["x"] = 2
+    for _ in range(10):
+        world.clock.advance(100)
+        world.visit(bob, lambda session: None)
+    assert kept[0].isExpired
+    assert world.visit(ann, lambda session: session.get("x")) == b"None"

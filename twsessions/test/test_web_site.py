@@ -1025,6 +1025,48 @@ def test_aComponentThatIsOnlyReadIsNotStored(world: World) -> None:
     assert world.sites[0].keeper.link.commits == before
 
 
+def test_aFailedCommitTakesBackWhatComponentsHad(world: World) -> None:
+    """
+    The next request, and C{flush()}, find what is stored.
+    """
+    browser = world.browser()
+    visit(browser, lambda r: ICart(r.getSession()).items.append("x") or b"")
+
+    def spoil(request: Any) -> bytes:
+        request.getSession().notifyOnExpire(lambda: None)  # the object stays
+        request.getSession(IVisits).count += 1
+        ICart(request.getSession()).items.append(object())  # type: ignore[arg-type]
+        return b""
+
+    assert visit(browser, spoil).code == 500
+    tell = visit(browser, lambda r: (ICart(r.getSession()).items, r.getSession(IVisits).count))
+    assert tell.body == b"(['x'], 0)"
+    result(world.sites[0].flush())
+
+
+def test_lookingAtAComponentOverwritesNone(shared: World) -> None:
+    """
+    One that is not there yet, while another process stores it.
+    """
+    one = shared.browser(shared.site())
+    two = shared.browser(shared.site(), jar=one.jar)
+    visit(one, lambda r: r.getSession().update(k=1) or b"")
+    requests: list[Any] = []
+
+    def stay(request: Any) -> object:
+        assert ICart(request.getSession()).items == []
+        requests.append(request)
+        return NOT_DONE_YET
+
+    one.site.page.does = stay  # type: ignore[attr-defined]
+    pending = one.start("GET", "/")
+    shared.clock.pump([0.0] * 5)
+    visit(two, lambda r: ICart(r.getSession()).items.append("two") or b"")
+    requests[0].finish()
+    result(pending.response)
+    assert visit(two, lambda r: ICart(r.getSession()).items).body == b"['two']"
+
+
 @pytest.mark.parametrize("cls", [int, object, type("Plain", (), {})])
 def test_onlyDataclassesAndAttrsAreComponents(cls: type) -> None:
     """

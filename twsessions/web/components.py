@@ -74,7 +74,9 @@ def sync(session: Session, cache: Mapping[str, object]) -> None:
         if name in _fields:
             stored = session._components()
             state = _stateOf(name, component)
-            if name not in stored or stored[name] != state:
+            # One that was only looked at must not go over what another process stores.
+            known = stored[name] if name in stored else _stateOf(name, _fields[name][0]())
+            if known != state:
                 stored[name] = state
 
 
@@ -90,6 +92,18 @@ def refresh(session: Session, cache: Mapping[str, object]) -> None:
                 for field in _fields[name][1]:
                     if field in values:
                         object.__setattr__(component, field, values[field])
+
+
+def revert(session: Session, cache: Mapping[str, object]) -> None:
+    """
+    What was changed is not stored and never will be: the components are again
+    what is.
+    """
+    for name, component in cache.items():
+        if name in _fields:
+            stored = _load(session, name)
+            for field in _fields[name][1]:
+                object.__setattr__(component, field, getattr(stored, field))
 
 
 def _fieldsOf(cls: type) -> tuple[str, ...]:

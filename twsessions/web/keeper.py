@@ -192,8 +192,7 @@ class Keeper:
         """
         Forget what was changed and is not stored.
         """
-        if session._data is not None:
-            session._data.revert()
+        session._revert()
 
     def refresh(self, session: Session) -> Deferred[None]:
         """

@@ -133,8 +133,9 @@ class SessionOwner:
             return Deferred.fromCoroutine(_nothing())
 
         async def stop() -> None:
-            keeper.isStopping = True
             await keeper.stop()
+            if not keeper.isStopping:
+                return  # a port has been opened meanwhile
             keeper.isStopping = self._isOver
             # What is in memory ends with the process, not with the port.
             if self._closes and not keeper.local and self._keeper is keeper:

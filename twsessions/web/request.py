@@ -183,6 +183,8 @@ class SessionRequest(server.Request):
         """
         As Twisted's, but 503 if the session's store is away.
         """
+        if self._exchange is not None:
+            self._exchange.discard()
         if reason.check(StoreUnavailable) and not self.startedWriting:
             Exchange.of(self).answer(http.SERVICE_UNAVAILABLE, b"Service Unavailable", retry=True)
             return reason
@@ -275,6 +277,7 @@ class Exchange:
         "_loaded",
         "_outage",
         "_past",
+        "_peeked",
         "_sent",
         "_slept",
         "_slots",
@@ -300,7 +303,7 @@ class Exchange:
         self._held: deque[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
         self._covered = 0  # of those held, the first that were there when the wait began
         self._past: tuple[Session, ...] = ()  # ended in this request, and replaced
-        self._failed = self._slept = self.isOpen = False
+        self._failed = self._slept = self._peeked = self.isOpen = False
 
     @property
     def policy(self) -> CookiePolicy:
@@ -437,6 +440,7 @@ class Exchange:
         """
         See L{SessionRequest.peekSession}.
         """
+        self._peeked = True
         secure = self.isSecure()
         session = self.session(secure)
         if session is None:
@@ -646,11 +650,8 @@ class Exchange:
         """
         It could not be stored, and the client must not believe it was.
         """
-        held, self._held = self._held, None
-        assert held is not None
-        for action, args in held:
-            if action == self._register:
-                args[0].stopProducing()
+        self._stopHeld()
+        self._held = None
         request = self.request
         self._log.failure(
             "the session of {request} could not be stored", failure=failure, request=request
@@ -670,6 +671,21 @@ class Exchange:
             self.answer(http.FORBIDDEN, b"Too many sessions")
         else:
             self.answer(http.INTERNAL_SERVER_ERROR, b"The session could not be stored")
+
+    def _stopHeld(self) -> None:
+        for action, args in self._held or ():
+            if action == self._register:
+                args[0].stopProducing()
+
+    def discard(self) -> None:
+        """
+        The resource has failed after it began to answer: if none of that has
+        left yet, none does, for the headers will be those of an error page.
+        """
+        if self._held is not None and not self.request.startedWriting:
+            self._stopHeld()
+            self._held.clear()
+            self._covered = 0
 
     def answer(self, code: int, text: bytes, retry: bool = False) -> None:
         """
@@ -810,7 +826,7 @@ class Exchange:
         """
         Say in the headers what became of the session.
         """
-        policy, used = self.owner.cookie, False
+        policy, used = self.owner.cookie, self._peeked
         for slot in self._slots:
             used, secure = True, slot.secure
             session, sent = slot.session, slot.sent
@@ -821,10 +837,11 @@ class Exchange:
                     self._setCookie(secure, policy.deleteCookie(secure))
             elif sent is not None and sent.uids == (session.uid,) and policy.maxAge is None:
                 pass  # it has its cookie
-            elif session._record is not None or session.uid in self.keeper.sessions:
+            elif self.keeper.isKnown(session):
                 self._setCookie(secure, policy.setCookie(session.uid, secure))
-            # Otherwise it was never stored. A cookie of nobody's is left as it
-            # is: by now there may be a good one in its place.
+            # Otherwise it was never stored, or another process has given it an id
+            # that only the browser knows. A cookie of nobody's is left as it is: by
+            # now there may be a good one in its place.
         if used:
             _vary(self.request.responseHeaders)
 

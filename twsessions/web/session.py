@@ -25,7 +25,7 @@ from twsessions.core.delta import COMPONENT, DATA, UNSET, Birth, Change, Unset
 from twsessions.core.ids import csrfTokenOf, keyOf, logName, makeSeed
 from twsessions.core.lifecycle import checkTimeout, deadlineOf, reasonAt
 from twsessions.errors import SessionGone, SessionTooLarge
-from twsessions.web.components import isPersistent, refresh, sync
+from twsessions.web.components import isPersistent, refresh, revert, sync
 from twsessions.web.flash import Flash
 from twsessions.web.keeper import keeperOf
 
@@ -643,9 +643,21 @@ class Session(_Core, server.Session, MutableMapping[str, Any]):
     def _hasChanges(self) -> bool:
         if self._isUntouched():
             return False
-        self._sync()
+        try:
+            self._sync()
+        except (TypeError, SessionTooLarge):
+            return True  # the commit will say so
         data, rare = self._data, self._rare
         return (data is not None and data.isDirty) or (rare is not None and rare.isUnstored)
+
+    def _revert(self) -> None:
+        """
+        Forget the values, and components, that were changed here.
+        """
+        if self._data is not None:
+            self._data.revert()
+            if self._cache:
+                revert(self, self._cache)
 
     def _isUntouched(self) -> bool:
         """

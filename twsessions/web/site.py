@@ -94,6 +94,7 @@ class SessionSite(SessionOwner, server.Site):
         The first port listens: begin to look for what fell due meanwhile.
         """
         super().startFactory()
+        self.keeper.isStopping = self._isOver  # also if the last stop is not done yet
         self.keeper.start()
 
     def stopFactory(self) -> None:

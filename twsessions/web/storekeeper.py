@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from twisted.internet.defer import Deferred, DeferredList, fail, maybeDeferred, succeed
 from twisted.internet.task import deferLater
@@ -100,6 +101,8 @@ class StoreKeeper(Keeper):
         self._tokens, self._tokenFork = 0, -1
         self._tokenStart = b""
         self._resting: OrderedDict[Session, None] = OrderedDict()
+        # Those that are kept no longer: whoever still has one shares it with the next request.
+        self._left: WeakValueDictionary[bytes, Session] = WeakValueDictionary()
         self._touches: OrderedDict[Session, None] = OrderedDict()
         self._touchTask = self.alarm.task(self._writeTouches)
         self._sweepTask = self.alarm.task(self._sweep)
@@ -233,7 +236,9 @@ class StoreKeeper(Keeper):
             if live._record is None or live._record.version <= record.version:
                 live._adopt(record)
             return live
-        session = self._produce(uid)
+        session = self._left.pop(uid, None)
+        if session is None:
+            session = self._produce(uid)
         session._adopt(record)
         self._enliven(session)
         return session
@@ -335,11 +340,12 @@ class StoreKeeper(Keeper):
     def _sent(self, session: Session, change: Change, record: Record) -> None:
         record = self._here(record)
         known = session._record
-        if known is None or known.version < record.version:
-            isWatched = self.watch.remove(session)
-            session._stored(change, record)
-            if isWatched or (known is None and not self.local and session.queued is not None):
-                self.watch.add(session)
+        if known is not None and known.version >= record.version:
+            record = known  # a load that left later was back sooner
+        isWatched = self.watch.remove(session)
+        session._stored(change, record)
+        if isWatched or (known is None and not self.local and session.queued is not None):
+            self.watch.add(session)
         if self.local and record.deadline < inf:
             self._sweepTask.by(self.seconds() + max(0.0, record.deadline - record.asOf))
 
@@ -366,7 +372,9 @@ class StoreKeeper(Keeper):
         if session._ended is None and (
             session._record is not None or self.settings.createOn == "access"
         ):
-            self.sessions.setdefault(session.uid, session)
+            held = self.sessions.setdefault(session.uid, session)
+            if self.local and held is session:
+                self.queue(session)  # as all that are held in memory
 
     def introduce(self, session: Session, birth: Birth) -> None:
         exchange = session._exchange
@@ -410,6 +418,7 @@ class StoreKeeper(Keeper):
                 self.touchNow(other)
                 self.forget(other)
                 self._due.forget(other)
+                self._left[other.uid] = other
 
     def unused(self, session: Session) -> None:
         """
@@ -429,6 +438,15 @@ class StoreKeeper(Keeper):
         if session._ended is not None or session._isCommitting or not session._isUntouched():
             return False
         return self.local if session._record is None else not self._isTouchDue(session)
+
+    def isKnown(self, session: Session) -> bool:
+        """
+        Whether the session is to be found by its uid.
+        """
+        record = session._record
+        if record is None:
+            return session.uid in self.sessions
+        return record.key == keyOf(session.uid)
 
     def store(self, session: Session) -> Deferred[None] | None:
         """
@@ -552,8 +570,7 @@ class StoreKeeper(Keeper):
         """
         rare = session._more()
         rare.losses += 1  # whoever uses it now must not say that it is saved
-        if session._data is not None:
-            session._data.revert()
+        session._revert()
         rare.principal = rare.idle = UNSET
         rare.login = False
         if rare.rotated:
@@ -710,7 +727,7 @@ class StoreKeeper(Keeper):
         The store says that the session has ended.
         """
         if session._ended is None:
-            if session._data is not None and session._data.isDirty:
+            if session._hasChanges():
                 session._more().losses += 1
             session._ended = session._reason()
             self.forget(session)
@@ -851,6 +868,7 @@ class StoreKeeper(Keeper):
         When requests under way are done (or C{storeTimeout} is over), flush, for
         C{within} seconds at the most, and leave no delayed call.
         """
+        self.isStopping = True
         moments = int(self.settings.storeTimeout / _MOMENT)
         while not self.local and moments and self._underWay():
             moments -= 1  # no more will come, so they are soon done
@@ -862,15 +880,16 @@ class StoreKeeper(Keeper):
             await flushed
         except Exception as error:
             self._log.error("not all sessions could be stored: {error}", error=error)
-        self.deliverer.stop()
-        self.alarm.stop()
+        if self.isStopping:  # else a port has been opened meanwhile
+            self.deliverer.stop()
+            self.alarm.stop()
 
     def _underWay(self) -> bool:
         """
         Whether a request waits for its session, or a response for its commit.
         """
         return self._loading > 0 or any(
-            session._users and session._exchange is not None and not session._exchange.isOpen
+            session._users and not (session._exchange is not None and session._exchange.isOpen)
             for session in self.sessions.values()
         )
 

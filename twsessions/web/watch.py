@@ -88,7 +88,10 @@ class Watch:
             else:
                 session._adopt(keeper._here(found))
                 session.lastModified = max(session.lastModified, session._record.touched)  # type: ignore[union-attr]
-                keeper.queue(session)
+                if session._isDue(keeper.seconds()):
+                    self._askLater(session)  # by the store's clock, or its timeout, it is not
+                else:
+                    keeper.queue(session)
 
         self._link.load(record.key).addCallbacks(answered, lambda _: self._askLater(session))
 
