@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 from twisted.internet.task import Clock
@@ -1243,3 +1244,51 @@ def test_stopsWhenAllRequestsOfASessionAreDone() -> None:
     slow[0].finish()
     clock.pump([0.1] * 5)
     assert answered[0].code == 200 and stopped
+
+
+def test_onlyWhoLogsInIsToldTheNewId(world: World, browser: Browser) -> None:
+    """
+    Who has planted an id on somebody may wait with a request for the login, or
+    ask all the time meanwhile.
+    """
+    waiting: list[Any] = []
+    thief = Browser(world.site)
+    for name, value in browser.cookies.items():
+        thief.setRawCookie(f"{name}={value}".encode())
+
+    def wait(request: Any) -> object:
+        request.getSession()
+        waiting.append(request)
+        return NOT_DONE_YET
+
+    async def login(request: Any) -> None:
+        session = request.getSession()
+        checked: Deferred[None] = Deferred()
+        waiting.append(checked)
+        await checked
+        session.login("ann")
+        saved: Deferred[None] = Deferred()
+        waiting.append(saved)
+        await saved
+        request.finish()
+
+    def start(request: Any) -> object:
+        Deferred.fromCoroutine(login(request))
+        return NOT_DONE_YET
+
+    early = world.start(thief, wait)
+    logging = world.start(browser, start)
+    meanwhile = world.start(thief, wait)
+    first, checked, second = waiting
+    checked.callback(None)
+    late = world.start(thief, wait)
+    _, _, _, saved, third = waiting
+    for request in (first, second, third):
+        request.finish()
+    saved.callback(None)
+    assert len(result(logging.response).setCookies) == 1
+    for stolen in (early, meanwhile, late):
+        assert result(stolen.response).setCookies == []
+    assert world.visit(browser, lambda r: r.getSession().principal).body == b"'ann'"
+    assert world.visit(thief, lambda r: r.getSession().principal).body == b"None"
+    thief.close()

@@ -31,13 +31,14 @@ from twsessions.errors import (
     TooLateForSession,
     TooManySessions,
 )
+from twsessions.web.keeper import underWay
 from twsessions.web.session import Session
 
 if TYPE_CHECKING:
     from twsessions.core.cookies import CookiePolicy, Sent
     from twsessions.web.storekeeper import StoreKeeper
 
-__all__ = ["Exchange", "SessionRequest", "abort", "adopt", "requestClassFor"]
+__all__ = ["Exchange", "SessionRequest", "abort", "adopt", "requestClassFor", "within"]
 
 _CAREFUL = re.compile(rb"no-store|private", re.IGNORECASE)  # in Cache-Control
 
@@ -65,7 +66,7 @@ class SessionRequest(server.Request):
             lines = self.requestHeaders.getRawHeaders(b"cookie")
             if lines is not None and Exchange(self, owner).load(lines):
                 return
-        self._below.process(self)
+        within(self, self._below.process, self)
 
     @property
     def session(self) -> Session | None:
@@ -247,6 +248,17 @@ def adopt(request: Any, owner: Any) -> Deferred[Any] | None:
     return loaded
 
 
+def within(request: Any, does: Callable[..., object], *args: Any) -> None:
+    """
+    Have a request's page run.
+    """
+    token = underWay.set(request)
+    try:
+        does(*args)
+    finally:
+        underWay.reset(token)
+
+
 class _Slot:
     """
     One of the two sessions a request can have: over TLS, and in plain.
@@ -254,6 +266,7 @@ class _Slot:
 
     sent: Sent | None = None
     session: Session | None = None
+    uid: bytes | None = None  # by which this request knows the session
     losses = 0  # the session's, when it was asked for
     isLate = False  # it came with an id that was just replaced
     gone: Session | None = None  # the session, when the client has gone
@@ -363,7 +376,7 @@ class Exchange:
             if then is not None:
                 then()
             elif not self.request._disconnected:
-                self.request._below.process(self.request)
+                within(self.request, self.request._below.process, self.request)
 
     # -- while rendering ------------------------------------------------------
 
@@ -424,6 +437,7 @@ class Exchange:
             # overwritten with that of a session that has nothing in it.
             live = self.owner.settings.createOn == "access" and not slot.isLate
             session = self.keeper.make(secure, live)
+            slot.uid = session.uid
         slot.session = session
         if session._rare is not None:
             slot.losses = session._rare.losses
@@ -435,6 +449,12 @@ class Exchange:
         session.touch()
         session.awake(request)
         return session
+
+    def has(self, session: Session) -> bool:
+        """
+        Whether the request uses it.
+        """
+        return any(slot.session is session for slot in self._slots)
 
     def peek(self) -> Session | None:
         """
@@ -484,7 +504,7 @@ class Exchange:
             if found is not None and found is not session:
                 self._log.warn("two living sessions in one request: neither is used")
                 return None
-            found = session
+            found, slot.uid = session, uid
         if found is not None:
             found.isNew = False
         else:
@@ -815,6 +835,8 @@ class Exchange:
         for slot in self._slots:
             session, slot.session = slot.session, None
             if session is not None:
+                if session._rare is not None and session._rare.heir is self:
+                    session._rare.heir = NOTHING  # not to be kept by it, and no other's
                 self.keeper.release(session)
         loaded, self._loaded = self._loaded, None
         if loaded:
@@ -837,13 +859,20 @@ class Exchange:
                     self._setCookie(secure, policy.deleteCookie(secure))
             elif sent is not None and sent.uids == (session.uid,) and policy.maxAge is None:
                 pass  # it has its cookie
-            elif self.keeper.isKnown(session):
+            elif self.keeper.isKnown(session) and self._inherits(slot, session):
                 self._setCookie(secure, policy.setCookie(session.uid, secure))
             # Otherwise it was never stored, or another process has given it an id
             # that only the browser knows. A cookie of nobody's is left as it is: by
             # now there may be a good one in its place.
         if used:
             _vary(self.request.responseHeaders)
+
+    def _inherits(self, slot: _Slot, session: Session) -> bool:
+        """
+        Whether the client may know the session's id.
+        """
+        heir = None if session._rare is None else session._rare.heir
+        return session.uid == slot.uid or heir is None or heir is self
 
     def _setCookie(self, secure: bool, line: bytes) -> None:
         request = self.request

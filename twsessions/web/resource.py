@@ -16,7 +16,7 @@ from zope.interface import implementer
 from twsessions.core.cookies import CookiePolicy
 from twsessions.interfaces import ISessionStore
 from twsessions.web.owner import SessionOwner
-from twsessions.web.request import adopt
+from twsessions.web.request import adopt, within
 
 __all__ = ["Adopting", "SessionResource"]
 
@@ -123,7 +123,7 @@ def _renderAfter(request: Any, waiting: Deferred[Any] | None, find: Any) -> obje
             found = find()
             if _IEncodingResource.providedBy(found):  # as Request.process
                 request._encoder = found.getEncoder(request) or request._encoder
-            request.render(found)
+            within(request, request.render, found)
         except BaseException:
             request.processingFailed(Failure())
 

@@ -55,6 +55,7 @@ class _Rare:
         "finished",
         "following",
         "forgotten",
+        "heir",
         "idle",
         "login",
         "losses",
@@ -71,6 +72,7 @@ class _Rare:
         self.principal: str | None | Unset = UNSET  # not stored yet
         self.login = False  # not stored yet
         self.rotated = False  # the uid differs from what is stored
+        self.heir: object = None  # the exchange that sends the new uid; L{None}: any
         self.olden: list[bytes] = []  # uids by which it can still be found
         self.waiting: list[Deferred[None]] = []  # for the commit, or the end, under way
         self.following: list[Deferred[None]] = []  # for the commit after that

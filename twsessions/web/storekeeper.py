@@ -34,7 +34,7 @@ from twsessions.errors import (
 )
 from twsessions.web.alarm import SLICE
 from twsessions.web.exclusive import Exclusive
-from twsessions.web.keeper import Keeper
+from twsessions.web.keeper import Keeper, underWay
 from twsessions.web.logins import Logins
 from twsessions.web.settings import Settings
 from twsessions.web.watch import Watch
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from twsessions.stores.link import StoreLink
+    from twsessions.web.request import Exchange
     from twsessions.web.session import Session, _Rare
 
 __all__ = ["StoreKeeper"]
@@ -581,8 +582,13 @@ class StoreKeeper(Keeper):
     # -- ids ------------------------------------------------------------------
 
     def rotate(self, session: Session) -> bytes:
-        exchange = session._exchange
-        if exchange is not None and session._users == 1 and exchange.request.startedWriting:
+        # Others may have a request with the old id open, and not all of them need
+        # be the same user: only who logs in is told the new one.
+        running = getattr(underWay.get(), "_exchange", None)
+        isSure = running is not None and running.has(session)
+        exchange: Exchange | None = running if isSure else session._exchange
+        isSure = isSure or session._users == 1
+        if exchange is not None and isSure and exchange.request.startedWriting:
             raise TooLateForSession(
                 "the response's headers have left, so the new id cannot be sent any more:"
                 " rotate() and login() come before the first write()"
@@ -592,8 +598,9 @@ class StoreKeeper(Keeper):
             del self.sessions[old]
             self.sessions[new] = session
         session.uid = new
+        rare = session._more()
+        rare.heir = exchange
         if session._record is not None:
-            rare = session._more()
             rare.rotated = True
             # Requests under way that came with the old id go on with this.
             self._moving[old] = session
