@@ -429,7 +429,7 @@ class SQLiteStore:
         batch = _Batch(rows, now, self._seen)
         outcomes = [batch.step(change) for change in changes]
         moved = self._quarantineNow(connection, batch.corrupt)
-        batch.write(connection)
+        self._places.forget(batch.write(connection))
         if batch.ends and self._isHeard(connection, now):
             self._keepEnds(connection, ((record, reason, now) for record, reason in batch.ends))
         return outcomes, moved
@@ -450,6 +450,7 @@ class SQLiteStore:
         records = sorted(_readable(rows, now, corrupt, sealed), key=lambda one: one.deadline)
         dead = [record for record in records if not isAlive(record, now)][:limit]
         connection.executemany("DELETE FROM session WHERE key = ?", [(one.key,) for one in dead])
+        self._places.forget(one.key for one in dead)
         dues = [(_due(record), record.key) for record in records[len(dead) :]]
         dues += [(now + _LATER, key) for key in sealed]
         connection.executemany("UPDATE session SET due = ? WHERE key = ?", dues)
@@ -669,12 +670,15 @@ class _Batch:
             self._after[new] = record
         return record
 
-    def write(self, connection: sqlite3.Connection) -> None:
+    def write(self, connection: sqlite3.Connection) -> list[bytes]:
         """
         Bring the file to the state after all steps.
+
+        @return: the keys under which there is nothing any more.
         """
         places = self._places
-        dead = [(places[key][1],) for key in self._before if key not in self._after]
+        gone = [key for key in self._before if key not in self._after]
+        dead = [(places[key][1],) for key in gone]
         born, used, moved = [], [], []
         for key, packed in self._packed.items():
             record, before = self._after.get(key), self._before.get(key)
@@ -703,6 +707,7 @@ class _Batch:
         ):
             if values:
                 connection.executemany(statement, values)
+        return gone
 
 
 class _Seen:
@@ -767,6 +772,13 @@ class _Places:
                 rowids[row[0]] = row[3]
             rows += others
         return rows
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """
+        There is nothing under these any more.
+        """
+        for key in keys:
+            self._rowids.pop(key, None)
 
 
 def _select(connection: sqlite3.Connection, name: str, values: list[Any]) -> list[_WholeRow]:
