@@ -21,8 +21,8 @@ STAMP := .ready-$(VERSION)$(if $(CONSTRAINTS),-constrained)
 PREREQUISITES := setup.cfg pyproject.toml $(CONSTRAINTS)
 
 # $(call environment,DIRECTORY,EXTRA). The compatible editable mode puts the
-# checkout itself on the path: that is how twistd finds the plugin. A file in
-# the directory's place is one of tox's, saying where its own environment is.
+# checkout itself on the path. A file in the directory's place is one of tox's,
+# saying where its own environment is.
 define environment
 @test -n "$(VERSION)" || { echo "No Python >= 3.10 found$(if $(PYTHON), as '$(PYTHON)'): try make PYTHON=/path/to/python3" >&2; exit 1; }
 @$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }

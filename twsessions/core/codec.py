@@ -226,7 +226,10 @@ def _dumpClock(value: _Clock) -> bytes:
     The ISO format, then the fold and the zone's key where there are any.
     """
     zone = value.tzinfo
-    text = value.isoformat()
+    try:
+        text = value.isoformat()
+    except Exception as error:  # of somebody's tzinfo
+        raise _Unstorable(f"its {type(zone).__name__} raises {type(error).__name__}") from error
     if type(zone) is ZoneInfo and zone.key:
         return f"{text}|{value.fold}|{zone.key}".encode()
     if value.fold:

@@ -191,8 +191,13 @@ def test_foreignZoneWithoutOffset() -> None:
 
         dst = tzname = utcoffset
 
+    class Nothing(tzinfo):
+        pass  # as of somebody who has not read what it must have
+
     with pytest.raises(TypeError, match=r"cannot store a datetime in \[0\]: its Nowhere is no"):
         encode([datetime(2024, 1, 1, tzinfo=Nowhere())])
+    with pytest.raises(TypeError, match="its Nothing raises NotImplementedError"):
+        encode(time(1, tzinfo=Nothing()))
 
 
 def test_unknownZoneKeepsTheMoment() -> None:

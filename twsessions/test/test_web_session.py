@@ -748,7 +748,7 @@ def test_whatNeedsTheOtherSiteSaysSo(web: Web) -> None:
     with pytest.raises(NeedsSessionSite):
         session.login("alice")
     assert session.uid == uid and session.principal is None
-    for wrong in (None, b"alice", "", 5):
+    for wrong in (None, b"alice", "", 5, "\ud800"):
         with pytest.raises(TypeError):
             session.login(wrong)
 

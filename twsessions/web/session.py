@@ -505,11 +505,15 @@ class Session(_Core, server.Session, MutableMapping[str, Any]):
             L{TooManySessions<twsessions.errors.TooManySessions>} if the site
             refuses more of the principal's; if nobody waits for it, the
             response is then a 403.
-        @raise TypeError: C{principal} is not a C{str}.
+        @raise TypeError: C{principal} is not a C{str}, or has lone surrogates.
         @raise NeedsSessionSite: as L{rotate}.
         """
         if not isinstance(principal, str) or not principal:
             raise TypeError(f"a principal is a str that is not empty, not {principal!r}")
+        try:
+            principal.encode()
+        except UnicodeEncodeError:
+            raise TypeError("a principal with lone surrogates cannot be stored") from None
         self.rotate()
         return self._keeper.bind(self, principal)
 
