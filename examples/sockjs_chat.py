@@ -58,7 +58,8 @@ function connect() {
   socket.onclose = event => {
     at("who").replaceChildren();
     // 4001: the session has ended. 2000: nothing was let in, so it ended while we were away.
-    if (event.code === 4001 || event.code === 2000) {
+    // 4003: it has, and another tab has begun a new one.
+    if ([4001, 4003, 2000].includes(event.code)) {
       at("you").hidden = at("say").hidden = true;
       at("ended").hidden = false;
     } else {
