@@ -148,7 +148,8 @@ class SessionOwner:
 
     def makeSession(self) -> Session:
         """
-        As Twisted: a new session. It is stored by its C{commit()}, or L{flush}.
+        As Twisted: a new session. Its C{commit()} stores it, and L{flush} if it has
+        values.
         """
         session = self.keeper.make()
         session.startCheckingExpiration()
