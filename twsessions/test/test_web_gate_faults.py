@@ -1292,3 +1292,31 @@ def test_onlyWhoLogsInIsToldTheNewId(world: World, browser: Browser) -> None:
     assert world.visit(browser, lambda r: r.getSession().principal).body == b"'ann'"
     assert world.visit(thief, lambda r: r.getSession().principal).body == b"None"
     thief.close()
+
+
+def test_aLoginInACallbackIsToldTheNewId(world: World, browser: Browser) -> None:
+    """
+    Also if a stream of the same browser has begun since it asked for its session.
+    """
+    checked: Deferred[None] = Deferred()
+    streams: list[Any] = []
+
+    def login(request: Any) -> object:
+        session = request.getSession()
+        checked.addCallback(lambda _: session.login("ann") and request.finish())
+        return NOT_DONE_YET
+
+    def stream(request: Any) -> object:
+        request.getSession()
+        request.write(b"first")
+        streams.append(request)
+        return NOT_DONE_YET
+
+    other = Browser(world.site, jar=browser.jar)
+    logging = world.start(browser, login)
+    world.start(other, stream)
+    checked.callback(None)
+    assert len(result(logging.response).setCookies) == 1
+    streams[0].finish()
+    assert world.visit(browser, lambda r: r.getSession().principal).body == b"'ann'"
+    other.close()

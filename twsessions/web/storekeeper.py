@@ -593,6 +593,8 @@ class StoreKeeper(Keeper):
                 "the response's headers have left, so the new id cannot be sent any more:"
                 " rotate() and login() come before the first write()"
             )
+        if exchange is not None and exchange.request.startedWriting:
+            exchange = None  # it cannot have been this one, and tells nobody any more
         old, new = session.uid, makeUid(self.entropy)
         if self.sessions.get(old) is session:
             del self.sessions[old]
