@@ -469,6 +469,21 @@ async def test_threadWorkerNeverUsed() -> None:
     await ThreadWorker(reactor).stop()  # type: ignore[arg-type]
 
 
+def ran(script: str) -> tuple[str, int]:
+    """
+    What a process of its own has printed, and its exit code.
+    """
+    root = Path(twsessions.__file__).parents[1]
+    done = subprocess.run(  # noqa: PLW1510 (the exit code is looked at)
+        [sys.executable, "-c", script],
+        timeout=60,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    return done.stdout, done.returncode
+
+
 def test_aForgottenWorkerDoesNotKeepTheProcess() -> None:
     script = (
         "from twisted.internet import reactor; from threading import Event\n"
@@ -478,16 +493,7 @@ def test_aForgottenWorkerDoesNotKeepTheProcess() -> None:
         "reactor.callLater(0.01, lambda: (started.wait(), reactor.stop()))\n"
         "reactor.run(); print('end')"
     )
-    root = Path(twsessions.__file__).parents[1]
-    env = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(  # noqa: PLW1510 (the exit code is looked at)
-        [sys.executable, "-c", script],
-        timeout=60,
-        capture_output=True,
-        text=True,
-        env=env,
-    )
-    assert (done.stdout, done.returncode) == ("end\n", 0)
+    assert ran(script) == ("end\n", 0)
 
 
 def test_aWorkerThatIsAskedBeforeAFork() -> None:
@@ -505,7 +511,4 @@ def test_aWorkerThatIsAskedBeforeAFork() -> None:
         "reactor.callLater(20, os._exit, 3)\n"
         "reactor.run()"
     )
-    root = Path(twsessions.__file__).parents[1]
-    env = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", script], timeout=60, capture_output=True, env=env)
-    assert (done.stdout, done.returncode) == (b"True\n", 0)
+    assert ran(script) == ("True\n", 0)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange", "SessionRequest", "abort", "adopt", "requestClassFor", "within"]
 
+_NOBODY = object()  # the heir, when the request that was it is over
 _CAREFUL = re.compile(rb"no-store|private", re.IGNORECASE)  # in Cache-Control
 
 
@@ -836,7 +837,7 @@ class Exchange:
             session, slot.session = slot.session, None
             if session is not None:
                 if session._rare is not None and session._rare.heir is self:
-                    session._rare.heir = NOTHING  # not to be kept by it, and no other's
+                    session._rare.heir = _NOBODY  # the session must not keep it
                 self.keeper.release(session)
         loaded, self._loaded = self._loaded, None
         if loaded:
