@@ -1289,6 +1289,43 @@ def test_exclusiveAcrossProcesses(shared: World) -> None:
     assert visit(browser, lambda r: r.getSession()["n"]).body == b"2"
 
 
+def test_whatASessionsMakerPutsOnItIsWatched(shared: World) -> None:
+    """
+    From the load on: its end elsewhere is heard while a response is under way.
+    """
+    ended: list[bytes] = []
+
+    class Own(Session):
+        def __init__(self, site: Any, uid: bytes) -> None:
+            super().__init__(site, uid)
+            self.lines: list[str] = []
+
+        def expiring(self) -> None:
+            ended.append(self.uid)
+
+    one, two = shared.site(), shared.site()
+    one.sessionFactory = Own
+    here = shared.browser(one)
+    there = shared.browser(two, jar=here.jar)
+    visit(there, use)
+    requests: list[Any] = []
+
+    def stream(request: Any) -> object:
+        request.getSession()
+        request.write(b"first")
+        requests.append(request)
+        return NOT_DONE_YET
+
+    one.page.does = stream
+    pending = here.start("GET", "/")
+    shared.clock.pump([0.1] * 10)
+    visit(there, lambda r: r.getSession().logout() and b"")
+    shared.clock.pump([0.5] * 10)
+    assert len(ended) == 1
+    requests[0].finish()
+    result(pending.response)
+
+
 def test_whoWasStoppedForTooLongStoresNothing(shared: World) -> None:
     """
     It has the session no more, though it could not know; nor does it keep it
