@@ -279,6 +279,12 @@ class StoreLink:
             raise outcome
         return cast(Record, outcome)
 
+    def sweepNow(self, limit: int) -> Swept:
+        """
+        L{sweep} for a L{LOCAL} store, without a Deferred.
+        """
+        return cast(Swept, self._now("sweep", limit))
+
     # The rest goes through one by one, with the same deadline and breaker.
 
     def sweep(self, limit: int) -> Deferred[Swept]:
@@ -397,9 +403,9 @@ class StoreLink:
             else:
                 deferred.callback(None)
 
-    def _now(self, name: str, items: Sequence[Any]) -> Any:
+    def _now(self, name: str, asked: object) -> Any:
         try:
-            deferred = getattr(self.store, name)(items)
+            deferred = getattr(self.store, name)(asked)
             result = deferred.result
         except Exception:
             result = Failure()

@@ -264,7 +264,12 @@ def put(request: Any) -> bytes:
 def assertNothingIsLeft(site: Any) -> None:
     keeper = site.keeper
     assert (site.sessions, len(keeper._due)) == ({}, 0)
-    assert not (keeper._moving or keeper._touches or keeper.watch._sessions or keeper._resting)
+    assert not (
+        keeper.rotations.moving
+        or keeper.touches.waiting
+        or keeper.watch._sessions
+        or keeper._resting
+    )
     assert not (keeper.watch._asking or keeper.logins._newcomers or keeper._loading)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -28,13 +27,7 @@ if TYPE_CHECKING:
 
     from twsessions.web.session import Session
 
-__all__ = ["Keeper", "keeperOf", "underWay"]
-
-underWay: ContextVar[Any] = ContextVar("twsessions.underWay", default=None)
-"""
-The request whose page is running. A coroutine keeps it; a plain callback has
-L{None}.
-"""
+__all__ = ["Keeper", "keeperOf"]
 
 _NONE_YET, _SEVERAL = object(), object()
 _STEP = 64  # sessions between two looks at the clock

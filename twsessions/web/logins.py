@@ -129,7 +129,7 @@ class Logins:
                 logins = newcomers + self._newcomers[principal]
                 order = {handle: n for n, (handle, _) in enumerate(logins, 1)}
                 records = sorted(records, key=lambda record: order.get(record.handle, 0))
-                await keeper.endRecords(records[: max(0, len(records) - most)], "evicted")
+                await keeper.endings.endRecords(records[: max(0, len(records) - most)], "evicted")
             except Exception:
                 failure = Failure()
             for _, evicted in newcomers:
@@ -175,7 +175,7 @@ class Logins:
         while True:
             records = await keeper.link.sessionsOf(principal)
             records = [record for record in records if record.handle != kept]
-            ended = await keeper.endRecords(records, "revoked")
+            ended = await keeper.endings.endRecords(records, "revoked")
             count += sum(ended)
             if len(records) == sum(ended):
                 return count

@@ -227,7 +227,7 @@ class SessionOwner:
                 raw = bytes.fromhex(handle)
             except (ValueError, TypeError):
                 return False
-            return await self.keeper.expireHandle(raw)
+            return await self.keeper.endings.endHandle(raw)
 
         return Deferred.fromCoroutine(end())
 

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from twsessions.core.record import Record
+    from twsessions.web.exchange import Exchange
     from twsessions.web.exclusive import Exclusive
     from twsessions.web.keeper import Keeper
     from twsessions.web.logins import Awaitable
-    from twsessions.web.request import Exchange
 
 __all__ = ["Session"]
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from math import inf
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -21,48 +20,36 @@ from twisted.python.failure import Failure
 from twsessions.core.data import Data, withoutPrefix
 from twsessions.core.delta import UNSET, Birth, Change
 from twsessions.core.ids import isUid, keyOf, logName, makeUid
-from twsessions.core.lifecycle import touchIsDue
 from twsessions.core.record import Record
 from twsessions.errors import (
     Conflict,
     SessionError,
     SessionGone,
     SessionTooLarge,
-    StoreError,
     StoreUnavailable,
-    TooLateForSession,
 )
-from twsessions.web.alarm import SLICE
+from twsessions.web.endings import Endings
+from twsessions.web.events import Deliverer
 from twsessions.web.exclusive import Exclusive
-from twsessions.web.keeper import Keeper, underWay
+from twsessions.web.keeper import Keeper
 from twsessions.web.logins import Logins
+from twsessions.web.rotation import Rotations
+from twsessions.web.session import Session
 from twsessions.web.settings import Settings
+from twsessions.web.sweeper import Sweeper
+from twsessions.web.tokens import Tokens
+from twsessions.web.touches import Touches
 from twsessions.web.watch import Watch
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from twsessions.stores.link import StoreLink
-    from twsessions.web.request import Exchange
-    from twsessions.web.session import Session, _Rare
 
 __all__ = ["StoreKeeper"]
 
 _RESTING = 1024  # sessions that a store in memory has, kept as objects though nobody uses them
-_ENDS = 256  # sessions that are ended at the same time
 _MOMENT = 0.02  # seconds
-_LATE = 10.0  # seconds in which what was on the way with an old id arrives
-_REPLACED = 10_000  # ids
-_STEP = 64  # sessions between two looks at the clock
-_forks = 0
-
-
-def _forked() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_forked)
 
 _Then = Callable[[bytes, "Session | Exception | None"], None]
 
@@ -89,35 +76,22 @@ class StoreKeeper(Keeper):
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         super().__init__(reactor, settings, entropy)
-        from twsessions.web.events import Deliverer
-        from twsessions.web.session import Session
-
-        self._plain = Session
         self.owner = owner
         self.link = link
         self.local = link.local
         self.sessions: dict[bytes, Session] = owner.sessions
-        self._moving: dict[bytes, Session] = {}  # by the old uid, until the rotation is stored
-        self._replaced: dict[bytes, float] = {}  # keys before a rotation here, until when
-        self._tokens, self._tokenFork = 0, -1
-        self._tokenStart = b""
+        self.token = Tokens(entropy).next
         self._resting: OrderedDict[Session, None] = OrderedDict()
         # Those that are kept no longer: whoever still has one shares it with the next request.
         self._left: WeakValueDictionary[bytes, Session] = WeakValueDictionary()
-        self._touches: OrderedDict[Session, None] = OrderedDict()
-        self._touchTask = self.alarm.task(self._writeTouches)
-        self._sweepTask = self.alarm.task(self._sweep)
+        self.touches = Touches(self)
+        self.sweeper = Sweeper(self)
         self.deliverer = Deliverer(self)
         self.logins = Logins(self)
         self.watch = Watch(self)
-
-    def _token(self) -> bytes:
-        # Unique, not secret: no system call for each. A forked process must not
-        # go on with its parent's.
-        if self._tokenFork != _forks:
-            self._tokenFork, self._tokenStart = _forks, self.entropy(12)
-        self._tokens += 1
-        return self._tokenStart + (self._tokens & 0xFFFFFFFF).to_bytes(4, "big")
+        self.rotations = Rotations(self)
+        self.endings = Endings(self)
+        self._moving = self.rotations.moving
 
     # -- making and finding ---------------------------------------------------
 
@@ -138,7 +112,7 @@ class StoreKeeper(Keeper):
 
     def _produce(self, uid: bytes) -> Session:
         session: Session = self.owner.sessionFactory(self.owner, uid)
-        if not isinstance(session, self._plain):
+        if not isinstance(session, Session):
             raise TypeError(
                 f"{type(self.owner).__name__}.sessionFactory must make sessions of"
                 f" twsessions.Session or a subclass, not {type(session).__name__}"
@@ -149,7 +123,7 @@ class StoreKeeper(Keeper):
         self.sessions[session.uid] = session
         if self.local:
             session.startCheckingExpiration()
-        elif self.owner.sessionFactory is not self._plain:
+        elif self.owner.sessionFactory is not Session:
             self.pinned(session)  # what made it may have put something on it
 
     def found(self, uid: bytes) -> Session | None:
@@ -210,7 +184,7 @@ class StoreKeeper(Keeper):
         if self.isStopping:
             then(uid, StoreUnavailable("the process is stopping"))
             return
-        self._awaken()
+        self.sweeper.awaken()
         live = self.sessions.get(uid) or self._moving.get(uid)
         if live is not None and live._record is None:
             then(uid, live)  # made here, its first commit under way
@@ -226,7 +200,7 @@ class StoreKeeper(Keeper):
                 self.watch.missing(live)
                 live = None
             return live
-        record = self._here(record)
+        record = self.here(record)
         if live is None:
             live = self.watch.returned(record)
             if live is not None:
@@ -244,9 +218,11 @@ class StoreKeeper(Keeper):
         self._enliven(session)
         return session
 
-    def _here(self, record: Record) -> Record:
-        # A record's times are the store's. Here they are compared with the
-        # reactor's, which may be another clock.
+    def here(self, record: Record) -> Record:
+        """
+        The record by this process's clock: its times are the store's, and will be
+        compared with the reactor's, which may be another.
+        """
         shift = self.seconds() - record.asOf
         if abs(shift) < 0.5:
             return record
@@ -255,7 +231,7 @@ class StoreKeeper(Keeper):
         moved.touched += shift
         return moved
 
-    # -- use ------------------------------------------------------------------
+    # -- holding --------------------------------------------------------------
 
     def dataOf(self, session: Session) -> Data:
         record = session._record
@@ -276,90 +252,18 @@ class StoreKeeper(Keeper):
         )
 
     def touched(self, session: Session) -> None:
-        touches = self._touches
-        if session not in touches:
-            touches[session] = None
-            idle = session._idle()
-            # One that never idles out only has its requests counted.
-            self._touchTask.by(self.seconds() + (60.0 if idle is None else idle / 20))
-
-    def _writeTouches(self, now: float) -> float | None:
-        """
-        Uses that were not worth a write of their own, together.
-        """
-        started, steps = now, 0
-        while self._touches:
-            session, _ = self._touches.popitem(last=False)
-            self.touchNow(session)
-            steps += 1
-            if steps % _STEP == 0 and (self.seconds() - started > SLICE or steps > 4096):
-                return now
-        return None
-
-    def touchNow(self, session: Session) -> Deferred[None] | None:
-        """
-        Write that a session was used. A failure is logged: it fails no reader.
-
-        @return: L{None} if there is nothing to wait for.
-        """
-        record = session._record
-        if session._ended is not None or record is None or session._isCommitting:
-            return None
-        now = self.seconds()
-        if session.lastModified <= record.touched and not session._requests:
-            return None
-        change = Change(
-            record.key,
-            self._token(),
-            usedAgo=max(0.0, now - session.lastModified),
-            uses=session._requests,
-        )
-        idle = session._idle()
-        if idle != record.idle and not record.ownIdle:
-            change.idle = idle
-        if self.local:
-            try:
-                self._sent(session, change, self.link.commitNow(change))
-            except SessionGone:
-                self.lost(session)
-            return None
-
-        def failed(failure: Failure) -> None:
-            if failure.check(SessionGone):
-                self.lost(session)
-            else:
-                self._log.warn(
-                    "{session}: its use could not be stored: {error}",
-                    session=repr(session),
-                    error=failure.value,
-                )
-
-        return self.link.commit(change).addCallbacks(
-            lambda stored: self._sent(session, change, stored), failed
-        )
-
-    def _sent(self, session: Session, change: Change, record: Record) -> None:
-        record = self._here(record)
-        known = session._record
-        if known is not None and known.version >= record.version:
-            record = known  # a load that left later was back sooner
-        isWatched = self.watch.remove(session)
-        session._stored(change, record)
-        if isWatched or (known is None and not self.local and session.queued is not None):
-            self.watch.add(session)
-        if self.local and record.deadline < inf:
-            self._sweepTask.by(self.seconds() + max(0.0, record.deadline - record.asOf))
+        self.touches.add(session)
 
     def changed(self, session: Session) -> None:
         if not session._users:
-            self._hold(session)
+            self.hold(session)
             if not self.local and session.queued is None:
                 self.queue(session)
 
     def pinned(self, session: Session) -> None:
         # Only what is held here needs the clock's help: the store ends the rest.
         if session._ended is None and session.queued is None:
-            self._hold(session)
+            self.hold(session)
             if self.local or session._isPinned():
                 self._watch(session)
 
@@ -368,8 +272,10 @@ class StoreKeeper(Keeper):
         if not self.local:
             self.watch.add(session)
 
-    def _hold(self, session: Session) -> None:
-        # Somebody has kept it beyond its request: flush() must find it.
+    def hold(self, session: Session) -> None:
+        """
+        Somebody has kept the session beyond its request: L{flush} must find it.
+        """
         if session._ended is None and (
             session._record is not None or self.settings.createOn == "access"
         ):
@@ -413,10 +319,10 @@ class StoreKeeper(Keeper):
                 or other._ended is not None
                 or other._hasChanges()
                 or other._isPinned()
-                or type(other).expiring is not self._plain.expiring
+                or type(other).expiring is not Session.expiring
             ):
-                self._touches.pop(other, None)
-                self.touchNow(other)
+                self.touches.waiting.pop(other, None)
+                self.touches.write(other)
                 self.forget(other)
                 self._due.forget(other)
                 self._left[other.uid] = other
@@ -438,7 +344,7 @@ class StoreKeeper(Keeper):
         """
         if session._ended is not None or session._isCommitting or not session._isUntouched():
             return False
-        return self.local if session._record is None else not self._isTouchDue(session)
+        return self.local if session._record is None else not self.touches.isDue(session)
 
     def isKnown(self, session: Session) -> bool:
         """
@@ -472,16 +378,9 @@ class StoreKeeper(Keeper):
             if not isWanted and not session._hasChanges():
                 return None
         stored = self._commit(session)
-        if stored is None and session._ended is None and self._isTouchDue(session):
-            return self.touchNow(session)
+        if stored is None and session._ended is None and self.touches.isDue(session):
+            return self.touches.write(session)
         return stored
-
-    def _isTouchDue(self, session: Session) -> bool:
-        # Whether this use is worth a write of its own.
-        record = session._record
-        return record is not None and touchIsDue(
-            session.lastModified, record.touched, session._idle()
-        )
 
     def commit(self, session: Session) -> Deferred[None]:
         if session._ended is not None:
@@ -506,7 +405,7 @@ class StoreKeeper(Keeper):
         @return: L{None} if it is stored.
         """
         try:
-            change = session._change(self._token, self.seconds())
+            change = session._change(self.token, self.seconds())
         except (TypeError, SessionTooLarge):
             self.drop(session)
             return fail()
@@ -514,28 +413,43 @@ class StoreKeeper(Keeper):
             return None
         if session.uid not in self.sessions:
             self._enliven(session)  # made with createOn="write"
-        self._touches.pop(session, None)
+        self.touches.waiting.pop(session, None)
         if self.local:
             try:
-                self._sent(session, change, self.link.commitNow(change))
+                self.stored(session, change, self.link.commitNow(change))
             except SessionGone:
-                self.lost(session)
+                self.endings.lost(session)
                 return fail()
             except SessionError:
                 self.drop(session)
                 return fail()
-            self._arrived(session)
+            self.rotations.stored(session)
             if not session._users:
                 self._rest(session)
             return None
         return self._send(session, change)
 
     def _send(self, session: Session, change: Change) -> Deferred[None]:
-        self._awaken()
+        self.sweeper.awaken()
         result: Deferred[None] = Deferred()
         session._isCommitting = True
         self.link.commitThen(change, _Committing(self, session, change, result))
         return result
+
+    def stored(self, session: Session, change: Change, record: Record) -> None:
+        """
+        The store has made C{change}, and C{record} is the session now.
+        """
+        record = self.here(record)
+        known = session._record
+        if known is not None and known.version >= record.version:
+            record = known  # a load that left later was back sooner
+        isWatched = self.watch.remove(session)
+        session._stored(change, record)
+        if isWatched or (known is None and not self.local and session.queued is not None):
+            self.watch.add(session)
+        if self.local:
+            self.sweeper.expect(record)
 
     async def take(self, session: Session, name: str) -> bytes | None:
         """
@@ -554,9 +468,7 @@ class StoreKeeper(Keeper):
         encoded = None if record is None else record.fields.get(name)
         if record is None or encoded is None:
             return None
-        change = Change(
-            record.key, self._token(), remove=frozenset((name,)), expect={name: encoded}
-        )
+        change = Change(record.key, self.token(), remove=frozenset((name,)), expect={name: encoded})
         try:
             await self._send(session, change)
         except Conflict:
@@ -575,79 +487,29 @@ class StoreKeeper(Keeper):
         rare.principal = rare.idle = UNSET
         rare.login = False
         if rare.rotated:
-            self._unrotate(session)
+            self.rotations.undo(session)
         if not self.local and not session._isPinned():
             self.forget(session)
 
-    # -- ids ------------------------------------------------------------------
+    def refresh(self, session: Session) -> Deferred[None]:
+        if self.local or session._record is None:
+            return succeed(None)
+
+        def loaded(record: Record | None) -> None:
+            if record is None:
+                self.endings.lost(session)
+                raise SessionGone("the session has ended")
+            session._adopt(self.here(record))
+
+        return self.link.load(session._record.key).addCallback(loaded)
+
+    def exclusive(self, session: Session, timeout: float | None) -> Exclusive:
+        exclusive = super().exclusive(session, timeout)
+        exclusive.link = self.link
+        return exclusive
 
     def rotate(self, session: Session) -> bytes:
-        # Others may have a request with the old id open, and not all of them need
-        # be the same user: only who logs in is told the new one.
-        running = getattr(underWay.get(), "_exchange", None)
-        isSure = running is not None and running.has(session)
-        exchange: Exchange | None = running if isSure else session._exchange
-        isSure = isSure or session._users == 1
-        if exchange is not None and isSure and exchange.request.startedWriting:
-            raise TooLateForSession(
-                "the response's headers have left, so the new id cannot be sent any more:"
-                " rotate() and login() come before the first write()"
-            )
-        if exchange is not None and exchange.request.startedWriting:
-            exchange = None  # it cannot have been this one, and tells nobody any more
-        old, new = session.uid, makeUid(self.entropy)
-        if self.sessions.get(old) is session:
-            del self.sessions[old]
-            self.sessions[new] = session
-        session.uid = new
-        rare = session._more()
-        rare.heir = exchange
-        if session._record is not None:
-            rare.rotated = True
-            # Requests under way that came with the old id go on with this.
-            self._moving[old] = session
-            rare.olden.append(old)
-        if not session.isNew:
-            self._noteReplaced(old)
-        self.changed(session)
-        return new
-
-    def _noteReplaced(self, uid: bytes) -> None:
-        now, replaced = self.seconds(), self._replaced
-        while replaced and (len(replaced) >= _REPLACED or next(iter(replaced.values())) <= now):
-            del replaced[next(iter(replaced))]
-        replaced[keyOf(uid)] = now + _LATE
-
-    def isReplaced(self, uid: bytes) -> bool:
-        """
-        Whether the id was given up for another one here, a moment ago: whoever
-        comes with it was on the way when the new cookie left, and has it by now.
-        """
-        until = self._replaced.get(keyOf(uid)) if self._replaced else None
-        return until is not None and self.seconds() < until
-
-    def _arrived(self, session: Session) -> None:
-        rare = session._rare
-        if rare is not None and rare.olden and not rare.rotated:
-            self._settled(rare)
-
-    def _settled(self, rare: _Rare) -> list[bytes]:
-        olden, rare.olden = rare.olden, []
-        for old in olden:
-            del self._moving[old]
-        return olden
-
-    def _unrotate(self, session: Session) -> None:
-        rare = session._rare
-        assert rare is not None and session._record is not None
-        wasLive = self.sessions.get(session.uid) is session
-        self.forget(session)
-        for old in self._settled(rare):
-            if keyOf(old) == session._record.key:
-                session.uid = old
-        rare.rotated = False
-        if wasLive:
-            self.sessions[session.uid] = session
+        return self.rotations.rotate(session)
 
     def bind(self, session: Session, principal: str) -> Deferred[None]:
         return self.logins.bind(session, principal)
@@ -655,216 +517,45 @@ class StoreKeeper(Keeper):
     # -- ending ---------------------------------------------------------------
 
     def end(self, session: Session, reason: str) -> Deferred[None]:
-        rare = session._rare
-        wasLive = self.sessions.get(session.uid) is session
-        if session._ended is None:
-            session._ended = reason
-            self.forget(session)
-            self._touches.pop(session, None)
-        else:
-            reason = session._ended
-            if rare is not None and rare.forgotten:
-                return succeed(None)  # from a callback, or later
-            wasLive = True
-        if session._isCommitting:
-            again: Deferred[None] = Deferred()
-            session._more().waiting.append(again)
-            # Whether the commit under way succeeds or not, the end follows.
-            return again.addBoth(lambda _: self.end(session, reason))
-        if rare is not None and rare.ending:
-            waiter: Deferred[None] = Deferred()
-            rare.waiting.append(waiter)
-            return waiter
-        return self._endStored(session, reason, wasLive)
+        return self.endings.end(session, reason)
 
-    def _endStored(self, session: Session, reason: str, wasLive: bool) -> Deferred[None]:
-        record = session._record
-        if record is None and not (self.deliverer.isListening and wasLive):
-            self._finish(session)
-            return succeed(None)
-        now = self.seconds()
-        try:
-            change = session._change(self._token, now, whole=True)
-        except (TypeError, SessionTooLarge):
-            # It ends all the same, with what is stored already.
-            if session._data is not None:
-                session._data.revert()
-            change = session._change(self._token, now, whole=True)
-        assert change is not None
-        change.newKey = None
-        change.end = reason
-        if self.local:
-            try:
-                self.link.commitNow(change)
-            except SessionError as error:
-                if isinstance(error, StoreError):
-                    return fail(error)
-            self._finish(session)
-            self.deliverer.poke()
-            return succeed(None)
-        rare = session._more()
-        result: Deferred[None] = Deferred()
-        rare.waiting.append(result)
-        rare.ending = True
-
-        def done(outcome: object) -> None:
-            rare.ending = False
-            waiting, rare.waiting = rare.waiting, []
-            if isinstance(outcome, Failure) and not outcome.check(SessionGone):
-                for waiter in waiting:
-                    waiter.errback(outcome)
-                return
-            self._finish(session)
-            self.deliverer.poke()
-            for waiter in waiting:
-                waiter.callback(None)
-
-        self.link.commit(change).addBoth(done)
-        return result
-
-    def _finish(self, session: Session) -> None:
-        rare = session._more()
-        rare.forgotten = True
+    def letGo(self, session: Session) -> None:
+        """
+        It has ended: keep nothing of it.
+        """
         self.watch.forget(session)
-        self._settled(rare)
+        self.rotations.settle(session._more())
         self._resting.pop(session, None)
         self._due.forget(session)
-        session._finish()
-
-    def lost(self, session: Session) -> None:
-        """
-        The store says that the session has ended.
-        """
-        if session._ended is None:
-            if session._hasChanges():
-                session._more().losses += 1
-            session._ended = session._reason()
-            self.forget(session)
-            self._touches.pop(session, None)
-            self._finish(session)
 
     def fellDue(self, session: Session) -> None:
         record = session._record
         if record is None:
             self.end(session, session._reason())
-        elif self.local and record.deadline <= self.seconds():
+        elif not self.local:
+            self.watch.ask(session)
+        elif record.deadline <= self.seconds():
             # The store's own sweep ends the record, at the same time.
-            self.lost(session)
-        elif self.local:
+            self.endings.lost(session)
+        else:
             # The clock was set back: the record has a use of a later time.
             self.end(session, session._reason())
-        else:
-            self.watch.ask(session)
 
-    # -- sweeping -------------------------------------------------------------
-
-    def _awaken(self) -> None:
-        if not self.local:
-            due, at = self._sweepTask.when, self.seconds() + self.settings.sweepInterval
-            if due is None or at < due:  # earlier than it was: the clock was set back
-                self._sweepTask.by(at)
+    # -- starting and stopping ------------------------------------------------
 
     def start(self) -> None:
         """
         Begin to look for sessions that fell due.
         """
         self.alarm.start()
-        self._awaken()
+        self.sweeper.awaken()
         self.deliverer.poke()
-
-    def _sweep(self, now: float) -> float | None:
-        interval = self.settings.sweepInterval
-        if self.local:
-            # The store answers at once, and knows the next deadline exactly.
-            started = self.seconds()
-            while True:
-                swept = self._sweepNow()
-                if not swept.more or self.seconds() - started > SLICE:
-                    break
-            if swept.ended:
-                self.deliverer.poke()
-            return now if swept.more else (None if swept.wait is None else now + swept.wait)
-
-        def done(swept: Any) -> None:
-            if swept.ended:
-                self.deliverer.poke()
-            self.watch.poll()
-            self._sweepTask.by(self.seconds() + (0.0 if swept.more else interval))
-
-        def failed(failure: Failure) -> None:
-            self._sweepTask.by(self.seconds() + interval)
-
-        self.watch.listen()
-        self.link.sweep(256).addCallbacks(done, failed)
-        return None
-
-    def _sweepNow(self) -> Any:
-        result: list[Any] = []
-        self.link.sweep(_STEP).addCallback(result.append)
-        return result[0]
-
-    # -- from outside a request -----------------------------------------------
-
-    async def endRecord(self, record: Record, reason: str) -> bool:
-        """
-        End a session of which only the record is known.
-        """
-        [ended] = await self.endRecords([record], reason)
-        return ended
-
-    async def endRecords(self, records: Sequence[Record], reason: str) -> list[bool]:
-        """
-        The same for several, at the same time.
-
-        @return: whether there was one, for each.
-        """
-        seeds = {record.seed for record in records}
-        live = {
-            session._record.seed: session
-            for session in self.sessions.values()
-            if session._record is not None and session._record.seed in seeds
-        }
-
-        async def end(record: Record) -> bool:
-            session = live.get(record.seed)
-            if session is not None:
-                await self.end(session, reason)
-                return True
-            try:
-                await self.link.commit(Change(record.key, self._token(), end=reason))
-            except SessionGone:
-                return False
-            self.deliverer.poke()
-            return True
-
-        ended: list[bool] = []
-        for start in range(0, len(records), _ENDS):
-            some = records[start : start + _ENDS]
-            ends: list[Deferred[Any]] = [Deferred.fromCoroutine(end(one)) for one in some]
-            for succeeded, outcome in await DeferredList(ends, consumeErrors=True):
-                if not succeeded:
-                    outcome.raiseException()
-                ended.append(outcome)
-        return ended
-
-    async def expireHandle(self, handle: bytes) -> bool:
-        """
-        End the session with that handle.
-        """
-        record = await self.link.withHandle(handle)
-        return record is not None and await self.endRecord(record, "revoked")
 
     async def flush(self) -> None:
         """
         Store all that is not stored yet.
         """
-        waits: list[Deferred[Any]] = []
-        while self._touches:
-            session, _ = self._touches.popitem()
-            if not session._hasChanges():
-                touched = self.touchNow(session)
-                if touched is not None:
-                    waits.append(touched)
+        waits: list[Deferred[Any]] = [*self.touches.flush()]
         for session in list(self.sessions.values()):
             if session._hasChanges() or session._isCommitting:
                 waits.append(self.commit(session))
@@ -901,23 +592,6 @@ class StoreKeeper(Keeper):
             session._users and not (session._exchange is not None and session._exchange.isOpen)
             for session in self.sessions.values()
         )
-
-    def exclusive(self, session: Session, timeout: float | None) -> Exclusive:
-        exclusive = super().exclusive(session, timeout)
-        exclusive.link = self.link
-        return exclusive
-
-    def refresh(self, session: Session) -> Deferred[None]:
-        if self.local or session._record is None:
-            return succeed(None)
-
-        def loaded(record: Record | None) -> None:
-            if record is None:
-                self.lost(session)
-                raise SessionGone("the session has ended")
-            session._adopt(self._here(record))
-
-        return self.link.load(session._record.key).addCallback(loaded)
 
 
 class _Loading:
@@ -966,13 +640,13 @@ class _Committing:
         keeper, session = self.keeper, self.session
         if not isinstance(outcome, Exception):
             try:
-                keeper._sent(session, self.change, outcome)
-                keeper._arrived(session)
+                keeper.stored(session, self.change, outcome)
+                keeper.rotations.stored(session)
             except Exception as error:  # of a component, perhaps
                 outcome = error
         isGone = isinstance(outcome, SessionGone)
         if isGone and not session._isPinned():
-            keeper.lost(session)
+            keeper.endings.lost(session)
         elif isinstance(outcome, Exception) and not isinstance(outcome, Conflict):
             keeper.drop(session)
         session._isCommitting = False

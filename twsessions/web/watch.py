@@ -86,7 +86,7 @@ class Watch:
             if found is None:
                 self.missing(session)
             else:
-                session._adopt(keeper._here(found))
+                session._adopt(keeper.here(found))
                 session.lastModified = max(session.lastModified, session._record.touched)  # type: ignore[union-attr]
                 if session._isDue(keeper.seconds()):
                     self._askLater(session)  # by the store's clock, or its timeout, it is not
@@ -102,7 +102,7 @@ class Watch:
         """
         keeper, record = self._keeper, session._record
         if record is None or not session._isPinned() or PRINCIPALS not in self._link.capabilities:
-            keeper.lost(session)
+            keeper.endings.lost(session)
             return
         keeper.forget(session)
 
@@ -110,14 +110,14 @@ class Watch:
             if self._isSettled(session, record):
                 return
             if found is None:
-                keeper.lost(session)
+                keeper.endings.lost(session)
                 return
             self.forget(session)
             # Whoever comes with the id of old is a stranger.
             session.uid = makeUid(keeper.entropy)
-            session._adopt(keeper._here(found))
+            session._adopt(keeper.here(found))
             self._moved[found.seed] = session
-            keeper._hold(session)
+            keeper.hold(session)
             keeper.queue(session)
             self.add(session)
 

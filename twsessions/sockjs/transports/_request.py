@@ -14,7 +14,7 @@ from twsessions.sockjs.frames import INTERRUPTED
 from twsessions.sockjs.packet import Format
 from twsessions.sockjs.session import Close
 from twsessions.sockjs.transports._direct import canWriteNow, writeNow
-from twsessions.web.request import abort
+from twsessions.web.exchange import abort
 
 __all__ = ["RequestCarrier"]
 
