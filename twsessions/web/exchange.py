@@ -338,7 +338,7 @@ class Exchange:
             session = slot.session
             if (
                 session is None
-                or not self.keeper.isStored(session)
+                or not self.keeper.commits.isStored(session)
                 or not (self._slept or type(session).sleep is Session.sleep)
                 or session._rare is not None
             ):
@@ -352,7 +352,7 @@ class Exchange:
         keeper = self.keeper
         waits: list[Deferred[Any]] = []
         for session in self._past:
-            stored = keeper.store(session)
+            stored = keeper.commits.store(session)
             if stored is not None:
                 waits.append(stored)
         slept, self._slept = self._slept, self._slept or bool(self._slots)
@@ -376,7 +376,7 @@ class Exchange:
                 slot.losses = losses
                 waits.append(fail(_loss(session)))
             else:
-                stored = keeper.store(session)
+                stored = keeper.commits.store(session)
                 if stored is not None and not _isGood(stored):
                     waits.append(stored)
         if not waits:

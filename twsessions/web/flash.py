@@ -79,7 +79,7 @@ class Flash(MutableMapping[str, Any]):
 
         async def take() -> Any:
             session._writable()
-            encoded = await session._keeper.take(session, FLASH + key)  # type: ignore[attr-defined]
+            encoded = await session._keeper.commits.take(session, FLASH + key)  # type: ignore[attr-defined]
             if encoded is not None:
                 return decode(encoded)
             if default:

@@ -13,21 +13,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from twisted.internet.defer import Deferred, DeferredList, fail, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
 
 from twsessions.core.data import Data, withoutPrefix
-from twsessions.core.delta import UNSET, Birth, Change
+from twsessions.core.delta import UNSET, Birth
 from twsessions.core.ids import isUid, keyOf, logName, makeUid
 from twsessions.core.record import Record
 from twsessions.errors import (
-    Conflict,
-    SessionError,
     SessionGone,
-    SessionTooLarge,
     StoreUnavailable,
 )
+from twsessions.web.commits import Commits
 from twsessions.web.endings import Endings
 from twsessions.web.events import Deliverer
 from twsessions.web.exclusive import Exclusive
@@ -84,6 +81,7 @@ class StoreKeeper(Keeper):
         self._resting: OrderedDict[Session, None] = OrderedDict()
         # Those that are kept no longer: whoever still has one shares it with the next request.
         self._left: WeakValueDictionary[bytes, Session] = WeakValueDictionary()
+        self.commits = Commits(self)
         self.touches = Touches(self)
         self.sweeper = Sweeper(self)
         self.deliverer = Deliverer(self)
@@ -107,7 +105,7 @@ class StoreKeeper(Keeper):
         session = self._produce(makeUid(self.entropy))
         session.secure = secure
         if live:
-            self._enliven(session)
+            self.enliven(session)
         return session
 
     def _produce(self, uid: bytes) -> Session:
@@ -119,7 +117,10 @@ class StoreKeeper(Keeper):
             )
         return session
 
-    def _enliven(self, session: Session) -> None:
+    def enliven(self, session: Session) -> None:
+        """
+        Have the session in the site's dictionary, and its time run.
+        """
         self.sessions[session.uid] = session
         if self.local:
             session.startCheckingExpiration()
@@ -151,6 +152,15 @@ class StoreKeeper(Keeper):
             if not isQueued and session._isDue(now):
                 return None  # the queue has just not come round to it
         return session
+
+    def isKnown(self, session: Session) -> bool:
+        """
+        Whether the session is to be found by its uid.
+        """
+        record = session._record
+        if record is None:
+            return session.uid in self.sessions
+        return record.key == keyOf(session.uid)
 
     def load(self, uid: bytes) -> Deferred[Session | None]:
         """
@@ -215,7 +225,7 @@ class StoreKeeper(Keeper):
         if session is None:
             session = self._produce(uid)
         session._adopt(record)
-        self._enliven(session)
+        self.enliven(session)
         return session
 
     def here(self, record: Record) -> Record:
@@ -298,7 +308,7 @@ class StoreKeeper(Keeper):
             return
         if self.local:
             if session._record is not None:
-                self._rest(session)
+                self.rest(session)
         elif session._isPinned():
             self._watch(session)  # it must not stay longer than the store has it
         elif not (session._isCommitting or session._hasChanges()):
@@ -306,9 +316,11 @@ class StoreKeeper(Keeper):
             if session.queued is not None:
                 self._due.forget(session)
 
-    def _rest(self, session: Session) -> None:
-        # What the store has in memory is smaller than an object, which is kept
-        # for those only that were used last.
+    def rest(self, session: Session) -> None:
+        """
+        Nobody uses a session in memory. What the store has is smaller than an
+        object, which is kept for those only that were used last.
+        """
         resting = self._resting
         resting[session] = None
         resting.move_to_end(session)
@@ -335,146 +347,10 @@ class StoreKeeper(Keeper):
             session._users = 1
             self.release(session)
 
-    # -- committing -----------------------------------------------------------
-
-    def isStored(self, session: Session) -> bool:
-        """
-        Whether it can be seen at a glance, as most often, that L{store} would
-        find nothing to do.
-        """
-        if session._ended is not None or session._isCommitting or not session._isUntouched():
-            return False
-        return self.local if session._record is None else not self.touches.isDue(session)
-
-    def isKnown(self, session: Session) -> bool:
-        """
-        Whether the session is to be found by its uid.
-        """
-        record = session._record
-        if record is None:
-            return session.uid in self.sessions
-        return record.key == keyOf(session.uid)
-
-    def store(self, session: Session) -> Deferred[None] | None:
-        """
-        Store what the client of a response will take for stored: what was
-        changed, and that the session was used.
-
-        @return: as L{commit}, or L{None} if there is nothing to wait for.
-        """
-        rare = session._rare
-        if session._ended is not None:
-            # Known by the store, it may still be calling back: one of the
-            # callbacks may be what finishes this response.
-            if rare is not None and rare.forgotten:
-                return None
-            return self.commit(session)
-        if session._isCommitting:
-            return self.commit(session)
-        if session._record is None:
-            # An empty session on a store in memory is stored when it is not
-            # empty any more: nothing but this process could find it there.
-            isWanted = session.uid in self.sessions and not self.local
-            if not isWanted and not session._hasChanges():
-                return None
-        stored = self._commit(session)
-        if stored is None and session._ended is None and self.touches.isDue(session):
-            return self.touches.write(session)
-        return stored
+    # -- what a session asks for ----------------------------------------------
 
     def commit(self, session: Session) -> Deferred[None]:
-        if session._ended is not None:
-            if session._rare is not None and session._rare.finished:
-                if session._data is not None and session._data.isDirty:
-                    return fail(SessionGone("the session ended before it was stored"))
-                return succeed(None)
-            return self.end(session, session._ended)
-        if session._isCommitting:
-            # What is under way may lack what was changed since. The next commit
-            # has it, for all who come meanwhile; what is changed after that
-            # keeps none of them waiting.
-            waiter: Deferred[None] = Deferred()
-            session._more().following.append(waiter)
-            return waiter
-        return self._commit(session) or succeed(None)
-
-    def _commit(self, session: Session) -> Deferred[None] | None:
-        """
-        L{commit} a session that is alive and of which no commit is under way.
-
-        @return: L{None} if it is stored.
-        """
-        try:
-            change = session._change(self.token, self.seconds())
-        except (TypeError, SessionTooLarge):
-            self.drop(session)
-            return fail()
-        if change is None:
-            return None
-        if session.uid not in self.sessions:
-            self._enliven(session)  # made with createOn="write"
-        self.touches.waiting.pop(session, None)
-        if self.local:
-            try:
-                self.stored(session, change, self.link.commitNow(change))
-            except SessionGone:
-                self.endings.lost(session)
-                return fail()
-            except SessionError:
-                self.drop(session)
-                return fail()
-            self.rotations.stored(session)
-            if not session._users:
-                self._rest(session)
-            return None
-        return self._send(session, change)
-
-    def _send(self, session: Session, change: Change) -> Deferred[None]:
-        self.sweeper.awaken()
-        result: Deferred[None] = Deferred()
-        session._isCommitting = True
-        self.link.commitThen(change, _Committing(self, session, change, result))
-        return result
-
-    def stored(self, session: Session, change: Change, record: Record) -> None:
-        """
-        The store has made C{change}, and C{record} is the session now.
-        """
-        record = self.here(record)
-        known = session._record
-        if known is not None and known.version >= record.version:
-            record = known  # a load that left later was back sooner
-        isWatched = self.watch.remove(session)
-        session._stored(change, record)
-        if isWatched or (known is None and not self.local and session.queued is not None):
-            self.watch.add(session)
-        if self.local:
-            self.sweeper.expect(record)
-
-    async def take(self, session: Session, name: str) -> bytes | None:
-        """
-        Remove a stored value, unless another process has done so.
-
-        @param name: with its prefix.
-        @return: the value, encoded, or L{None} if there is none (any more).
-        @raise SessionError: as L{commit}.
-        """
-        await self.commit(session)
-        while session._isCommitting:
-            free: Deferred[None] = Deferred()
-            session._more().waiting.append(free)
-            await free
-        record = session._record
-        encoded = None if record is None else record.fields.get(name)
-        if record is None or encoded is None:
-            return None
-        change = Change(record.key, self.token(), remove=frozenset((name,)), expect={name: encoded})
-        try:
-            await self._send(session, change)
-        except Conflict:
-            await self.refresh(session)
-            return None
-        return encoded
+        return self.commits.commit(session)
 
     def drop(self, session: Session) -> None:
         """
@@ -558,7 +434,7 @@ class StoreKeeper(Keeper):
         waits: list[Deferred[Any]] = [*self.touches.flush()]
         for session in list(self.sessions.values()):
             if session._hasChanges() or session._isCommitting:
-                waits.append(self.commit(session))
+                waits.append(self.commits.commit(session))
         for succeeded, outcome in await DeferredList(waits, consumeErrors=True):
             if not succeeded and not outcome.check(SessionGone):
                 outcome.raiseException()
@@ -619,61 +495,3 @@ class _Loading:
             self.then(uid, error)
         else:
             self.then(uid, session)
-
-
-class _Committing:
-    """
-    A commit under way, and who is told.
-    """
-
-    __slots__ = ("change", "keeper", "result", "session")
-
-    def __init__(
-        self, keeper: StoreKeeper, session: Session, change: Change, result: Deferred[None]
-    ) -> None:
-        self.keeper = keeper
-        self.session = session
-        self.change = change
-        self.result = result
-
-    def __call__(self, outcome: Record | Exception) -> None:
-        keeper, session = self.keeper, self.session
-        if not isinstance(outcome, Exception):
-            try:
-                keeper.stored(session, self.change, outcome)
-                keeper.rotations.stored(session)
-            except Exception as error:  # of a component, perhaps
-                outcome = error
-        isGone = isinstance(outcome, SessionGone)
-        if isGone and not session._isPinned():
-            keeper.endings.lost(session)
-        elif isinstance(outcome, Exception) and not isinstance(outcome, Conflict):
-            keeper.drop(session)
-        session._isCommitting = False
-        rare, waiting, following = session._rare, [], []
-        if rare is not None:
-            waiting, rare.waiting = rare.waiting, []
-            following, rare.following = rare.following, []
-        # A conflict concerns only who wanted to take something.
-        others = None if isinstance(outcome, Conflict) else outcome
-        _tell(others, waiting)
-        if not following:
-            _tell(outcome, [self.result])
-        elif isinstance(others, Exception):
-            _tell(outcome, [self.result, *following])
-        else:
-            # Before those who are told change more.
-            followed = maybeDeferred(keeper.commit, session)
-            _tell(outcome, [self.result])
-            followed.addBoth(_tell, following)
-        if isGone:
-            keeper.watch.missing(session)
-        keeper.unused(session)
-
-
-def _tell(outcome: object, waiting: list[Deferred[None]]) -> None:
-    for waiter in waiting:
-        if isinstance(outcome, (Exception, Failure)):
-            waiter.errback(outcome)
-        else:
-            waiter.callback(None)

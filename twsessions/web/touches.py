@@ -97,7 +97,7 @@ class Touches:
             change.idle = idle
         if keeper.local:
             try:
-                keeper.stored(session, change, keeper.link.commitNow(change))
+                keeper.commits.stored(session, change, keeper.link.commitNow(change))
             except SessionGone:
                 keeper.endings.lost(session)
             return None
@@ -113,7 +113,7 @@ class Touches:
                 )
 
         return keeper.link.commit(change).addCallbacks(
-            lambda record: keeper.stored(session, change, record), failed
+            lambda record: keeper.commits.stored(session, change, record), failed
         )
 
     def flush(self) -> list[Deferred[None]]:
