@@ -1,5 +1,5 @@
 """
-Between a site and its store: batches, deadlines and a circuit breaker.
+Between a site and its store: batches and deadlines, behind a circuit breaker.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import SessionError, StoreUnavailable
 from twsessions.interfaces import LOCAL, Ended, ISessionStore, Message, Swept, Verdict
+from twsessions.stores._breaker import Breaker
 
 __all__ = ["StoreLink"]
 
@@ -121,8 +122,6 @@ class StoreLink:
     @ivar commits: changes handed in so far.
     @ivar batches: round trips of loads, commits, verdicts or messages so far.
     @ivar timeouts: calls that failed because their time was up.
-    @ivar failures: round trips that failed or were given up on.
-    @ivar isOpen: whether the breaker keeps calls from the store.
     """
 
     def __init__(
@@ -147,15 +146,13 @@ class StoreLink:
         self.store = store
         self.capabilities = store.capabilities
         self.local = LOCAL in store.capabilities
-        self.loads = self.commits = self.batches = self.timeouts = self.failures = 0
-        self.isOpen = False
+        self.loads = self.commits = self.batches = self.timeouts = 0
         # zope's interfaces hide from mypy what is a method and what takes self.
         self._reactor: Any = reactor
         self._timeout = timeout
         self._maxBatch = maxBatch
         self._maxWaiting = maxWaiting
-        self._failuresToOpen = failuresToOpen
-        self._coolDown = coolDown
+        self._breaker = Breaker(self._reactor.seconds, failuresToOpen, coolDown, timeout)
         self._loadLane = _Lane("load")
         self._commitLane = _Lane("commit")
         self._settleLane = _Lane("settle")
@@ -167,12 +164,23 @@ class StoreLink:
         self._timer: Any = None  # for the first of them; all have the same time
         self._outcomes: deque[Any] = deque()  # who is told, what; and so on
         self._isHandingOut = False
-        self._failedInRow = 0
-        self._openSince = 0.0
-        self._nextTry = 0.0
         self._logged: set[tuple[str, type[BaseException]]] = set()
         self._closed: list[Deferred[None]] | None = None  # who waits for it
         self._drained: Deferred[None] | None = None
+
+    @property
+    def isOpen(self) -> bool:
+        """
+        Whether the breaker keeps calls from the store.
+        """
+        return self._breaker.isOpen
+
+    @property
+    def failures(self) -> int:
+        """
+        Round trips that failed or were given up on, so far.
+        """
+        return self._breaker.failures
 
     def load(self, key: bytes) -> Deferred[Record | None]:
         """
@@ -446,7 +454,7 @@ class StoreLink:
         """
         @return: L{None} if it is refused; C{then} has been told.
         """
-        if self.isOpen or self._closed is not None or self._waiting >= self._maxWaiting:
+        if self._breaker.isOpen or self._closed is not None or self._waiting >= self._maxWaiting:
             refusal = self._refusal()
             if refusal is not None:
                 then(refusal)
@@ -508,11 +516,9 @@ class StoreLink:
         if not self._end(trip):
             return  # given up on: nobody waits, and something newer may be known
         if not all(isinstance(outcome, StoreUnavailable) for outcome in outcomes):
-            self._worked()
-        elif self.isOpen:
-            # One server of several is away. That tells nothing of the others,
-            # and must not keep calls from them: the next one probes again.
-            self._nextTry = 0.0
+            self._breaker.worked()
+        else:
+            self._breaker.workedInPart()
         crowds = []
         for call, outcome in zip(trip.calls, outcomes, strict=True):
             self._decide(call, outcome)
@@ -530,7 +536,7 @@ class StoreLink:
         if isinstance(error, StoreUnavailable):
             self._failed()
         else:
-            self._worked()
+            self._breaker.worked()
         for call in trip.calls:
             for one in call.all():
                 # Each its own: an error that is raised in many places at once
@@ -646,56 +652,23 @@ class StoreLink:
             )
         return inf
 
-    # The breaker.
-
     def _refusal(self) -> StoreUnavailable | None:
         if self._closed is not None:
             return StoreUnavailable("the store is closed")
         if self._waiting >= self._maxWaiting:
             return StoreUnavailable(f"{self._waiting} calls wait for the store already")
-        if self.isOpen:
-            now = self._reactor.seconds()
-            if now < self._nextTry:
-                return self._unavailable(now)
-            # This one is the probe. Until it is answered, or can be no more,
-            # there is no other.
-            self._nextTry = now + max(self._timeout, self._coolDown)
-        return None
-
-    def _unavailable(self, now: float) -> StoreUnavailable:
-        return StoreUnavailable(
-            f"the store has been unavailable for {now - self._openSince:.1f} s;"
-            f" the next try is in {self._nextTry - now:.1f} s"
-        )
+        return self._breaker.refusal()
 
     def _failed(self) -> None:
-        self.failures += 1
-        self._failedInRow += 1
-        if not self.isOpen and self._failedInRow < self._failuresToOpen:
+        self._breaker.failed()
+        if not self._breaker.isOpen:
             return
-        now = self._reactor.seconds()
-        self._nextTry = now + self._coolDown
-        if not self.isOpen:
-            self.isOpen = True
-            self._openSince = now
-            _log.warn(
-                "the store is unavailable: {count} failures in a row", count=self._failedInRow
-            )
         for lane in (self._commitLane, self._loadLane, self._publishLane):
             # They would only leave to fail.
             for call in lane.gathered.values():
                 for one in call.all():
-                    self._decide(one, self._unavailable(now))
+                    self._decide(one, self._breaker.explanation())
             lane.gathered.clear()
-
-    def _worked(self) -> None:
-        self._failedInRow = 0
-        if self.isOpen:
-            self.isOpen = False
-            _log.info(
-                "the store is available again, after {seconds:.1f} s",
-                seconds=self._reactor.seconds() - self._openSince,
-            )
 
     def _explained(self, name: str, failure: Failure) -> Exception:
         # What a store may raise; anything else is a bug of the store, which is
