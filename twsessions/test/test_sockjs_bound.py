@@ -218,6 +218,35 @@ def test_itsEndClosesTheConnection(end: str) -> None:
     assert said == [[(4001, "Session ended")], [(4001, "Session ended")], []]
 
 
+def test_oneCallbackForAll() -> None:
+    """
+    However many connections a session has, none is searched for among them at
+    its end. One that cannot be told keeps no other from it. When all have gone,
+    nothing hangs on the session any more.
+    """
+    world = World()
+    ann = world.browser()
+    seen: list[Session] = []
+    world.visit(ann, seen.append)
+    (session,) = seen
+    opened = [stream(ann, f"id{number}") for number in range(3)]
+    assert len(session.expireCallbacks) == 1
+    for one in opened:
+        one.disconnect()
+    assert session.expireCallbacks == []
+
+    opened = [stream(ann, f"other{number}") for number in range(3)]
+
+    def cannot() -> None:
+        raise OSError("It cannot be told")
+
+    driver: Any = world.service.service.find("other1")
+    driver._carrier._request.finish = cannot
+    world.visit(ann, lambda session: session.logout())
+    ended = [one.received.endswith(b'c[4001,"Session ended"]\n\r\n0\r\n\r\n') for one in opened]
+    assert ended == [True, False, True]
+
+
 def test_pollsAndHeartbeatsAreNoUse() -> None:
     """
     A browser that only polls is nobody at the keyboard.
