@@ -85,6 +85,6 @@ class _Ends:
         """
         for driver in list(self._drivers):
             try:
-                driver.end(SESSION_ENDED)
+                driver.endWithOwner(SESSION_ENDED)
             except Exception:
                 self._log.failure("a SockJS connection could not be ended with its session")

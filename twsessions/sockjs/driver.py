@@ -327,6 +327,17 @@ class Driver:
             self.service.queue(self)
             self._closed(drop=True)
 
+    def endWithOwner(self, why: Close) -> None:
+        """
+        Close the session: the web session that it is bound to has ended. A
+        client that is not here just now cannot show any more whose it is, so
+        whoever asks hears of the end, and of nothing else.
+        """
+        self.end(why)
+        if self._carrier is None:
+            self.session.clear()
+            self.owner = None
+
     def closedByClient(self, why: Close) -> None:
         """
         The other side has closed it.

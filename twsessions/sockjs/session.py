@@ -191,8 +191,7 @@ class Session(Generic[P]):
                 oldest = next((packet for packet in self._waiting if packet.mayDrop), None)
             if oldest is None:
                 self.close(now, Close(1013, "Too much is waiting to be sent"))
-                self._waiting = None
-                self._waitingBytes = 0
+                self.clear()
                 break
             self._waiting.remove(oldest)
             self._waitingBytes -= oldest.size
@@ -213,11 +212,17 @@ class Session(Generic[P]):
             return OPENED
         if self._waiting:
             packets = list(self._waiting)
-            self._waiting = None
-            self._waitingBytes = 0
+            self.clear()
             self._since = now
             return Messages(packets)
         return self.closed
+
+    def clear(self) -> None:
+        """
+        Drop all messages that wait.
+        """
+        self._waiting = None
+        self._waitingBytes = 0
 
     # -- its end --------------------------------------------------------------
 

@@ -218,6 +218,26 @@ def test_itsEndClosesTheConnection(end: str) -> None:
     assert said == [[(4001, "Session ended")], [(4001, "Session ended")], []]
 
 
+def test_itsEndIsToldToPolls() -> None:
+    """
+    Also to one that comes after the end, when its cookie names nobody any more;
+    what was sent before is no longer for whoever that is.
+    """
+    world = World()
+    ann = world.browser()
+    world.visit(ann)
+    assert answer(ann.post("/talk/0/one/xhr")).body == b"o\n"
+    (talk,) = world.talk.all
+    talk.send("secret")
+    world.visit(ann, lambda session: session.logout())
+    assert say(ann, "late") == 404
+    for who in ann, world.browser():
+        assert answer(who.post("/talk/0/one/xhr")).body == b'c[4001,"Session ended"]\n'
+    assert talk.said[1:] == [(4001, "Session ended")]
+    world.clock.advance(6)
+    assert answer(ann.post("/talk/0/one/xhr")).code == 403
+
+
 def test_oneCallbackForAll() -> None:
     """
     However many connections a session has, none is searched for among them at
