@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.logger import Logger
+
 from twsessions.core.ids import handleOf
 from twsessions.errors import NeedsSessionSite
 from twsessions.sockjs.driver import Driver
@@ -44,7 +46,45 @@ def bind(driver: Driver, session: Session, countsAsUse: bool) -> None:
 
     @param countsAsUse: whether its messages are use of the session.
     """
-    withdraw = session.notifyOnExpire(lambda: driver.end(SESSION_ENDED))
-    driver.notifyOnClose(withdraw)
+    callbacks = session.expireCallbacks
+    ends = next((one for one in callbacks if isinstance(one, _Ends)), None)
+    if ends is None:
+        ends = _Ends(session, driver)
+    ends.add(driver)
     if countsAsUse:
         driver.used = session.touch
+
+
+class _Ends:
+    """
+    A web session's callback for all its connections: with one for each, their
+    end would be a search for each among all.
+    """
+
+    _log = Logger()
+
+    def __init__(self, session: Session, first: Driver) -> None:
+        self._drivers: dict[Driver, None] = {first: None}
+        self._withdraw = session.notifyOnExpire(self)
+
+    def add(self, driver: Driver) -> None:
+        """
+        Another one.
+        """
+        self._drivers[driver] = None
+        driver.notifyOnClose(lambda: self._closed(driver))
+
+    def _closed(self, driver: Driver) -> None:
+        del self._drivers[driver]
+        if not self._drivers:
+            self._withdraw()
+
+    def __call__(self) -> None:
+        """
+        The session has ended.
+        """
+        for driver in list(self._drivers):
+            try:
+                driver.endWithOwner(SESSION_ENDED)
+            except Exception:
+                self._log.failure("a SockJS connection could not be ended with its session")

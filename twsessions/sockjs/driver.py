@@ -118,6 +118,7 @@ class Driver:
     @ivar id: the client's name for it; L{None}: no other request can find it.
     @ivar connection: the application's object.
     @ivar owner: of the web session it is bound to, or L{None}.
+    @ivar endedHere: whether this side has closed it.
     @ivar used: called when the client has sent something.
     @ivar queued: the queue of deadlines' own.
     """
@@ -132,6 +133,7 @@ class Driver:
         "_producer",
         "_stats",
         "connection",
+        "endedHere",
         "id",
         "info",
         "owner",
@@ -165,6 +167,7 @@ class Driver:
         self.info = info
         self.id = id
         self.owner = owner
+        self.endedHere = False
         self._producer: Any = None
         self.used: Callable[[], None] | None = None
         self.queued: float | None = None
@@ -324,6 +327,17 @@ class Driver:
             self.service.queue(self)
             self._closed(drop=True)
 
+    def endWithOwner(self, why: Close) -> None:
+        """
+        Close the session: the web session that it is bound to has ended. A
+        client that is not here just now cannot show any more whose it is, so
+        whoever asks hears of the end, and of nothing else.
+        """
+        self.end(why)
+        if self._carrier is None:
+            self.session.clear()
+            self.owner = None
+
     def closedByClient(self, why: Close) -> None:
         """
         The other side has closed it.
@@ -442,6 +456,7 @@ class Driver:
         why = self.session.closed
         if self.connection.info is None or why is None:
             return  # never opened
+        self.endedHere = drop
         self._stats.current -= 1
         callbacks, self._closeCallbacks = self._closeCallbacks, None
         for callback in callbacks or ():

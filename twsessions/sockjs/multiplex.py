@@ -51,9 +51,21 @@ class Multiplexer:
         return _Multiplexed(self._channels)
 
 
+class _End(Packet):
+    """
+    That a channel is closed, which nothing else would tell.
+    """
+
+    __slots__ = ()
+
+    mayDrop = False
+
+
 class _Channel:
     """
     One channel; and how it spells what its sessions say.
+
+    @ivar end: says that it is closed.
     """
 
     chunked = None
@@ -61,7 +73,7 @@ class _Channel:
     def __init__(self, name: str, maker: Callable[[], SockJSConnection]) -> None:
         self.maker = maker
         self._message = f"msg,{name},".encode("ascii")
-        self._end = f"uns,{name}".encode("ascii")
+        self.end = f"uns,{name}"
 
     def opened(self) -> bytes:
         """
@@ -83,9 +95,9 @@ class _Channel:
 
     def closed(self, why: Close) -> bytes:
         """
-        There is no room for a reason.
+        Is told by L{_ChannelCarrier.finish}; there is no room for a reason.
         """
-        return self._end
+        return b""
 
 
 class _ChannelCarrier:
@@ -109,8 +121,9 @@ class _ChannelCarrier:
 
     def finish(self, why: Close | None) -> None:
         """
-        This side has closed the channel, and has said so.
+        This side has closed the channel.
         """
+        self._outer.tellEnd(self.form)
         self._outer.left(self)
         self.driver.lost(self, _UNSUBSCRIBED)
 
@@ -170,10 +183,16 @@ class _Multiplexed(SockJSConnection):
 
     def onClose(self, code: int, reason: str) -> None:
         """
-        All channels end with it.
+        All channels end with it; what waits in them is dropped if this side has
+        closed it, as everywhere.
         """
+        outer, why = self._line, self.closeReason
+        assert isinstance(outer, Driver) and why is not None
         for carrier in list(self._carriers.values()):
-            self._end(carrier, Close(code, reason))
+            if outer.endedHere:
+                carrier.driver.end(why)
+            else:
+                self._end(carrier, why)
 
     def _subscribe(self, channel: _Channel) -> None:
         outer = self._line
@@ -181,7 +200,7 @@ class _Multiplexed(SockJSConnection):
         try:
             driver = outer.service.make(channel.maker, self.info)
         except Full:
-            self.send(channel.closed(_UNSUBSCRIBED).decode("ascii"))
+            self.tellEnd(channel)
             return
         carrier = self._carriers[channel] = _ChannelCarrier(self, driver, channel)
         driver.slow(not outer.session.isReady)
@@ -191,6 +210,13 @@ class _Multiplexed(SockJSConnection):
         self.left(carrier)
         carrier.driver.closedByClient(why)
         carrier.driver.lost(carrier, why)
+
+    def tellEnd(self, channel: _Channel) -> None:
+        """
+        Say that a channel is closed.
+        """
+        if self._line is not None:
+            self._line.send(_End(channel.end))
 
     def left(self, carrier: _ChannelCarrier) -> None:
         """

@@ -17,10 +17,13 @@ class Packet:
     """
     A message.
 
+    @cvar mayDrop: whether it may be dropped when too much is waiting.
     @ivar message: C{str}, or C{bytes}, which only raw websockets can carry.
     """
 
     __slots__ = ("_quoted", "_wires", "message")
+
+    mayDrop = True
 
     def __init__(self, message: str | bytes, isShared: bool = False) -> None:
         """

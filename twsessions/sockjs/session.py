@@ -34,10 +34,14 @@ class Weighed(Protocol):
     A message; how it is encoded is not this file's business.
 
     @ivar size: what it counts against C{maxQueueBytes}.
+    @ivar mayDrop: whether C{dropsOldest} is about it, too.
     """
 
     @property
     def size(self) -> int: ...
+
+    @property
+    def mayDrop(self) -> bool: ...
 
 
 P = TypeVar("P", bound=Weighed)
@@ -182,12 +186,15 @@ class Session(Generic[P]):
         self._waiting.append(packet)
         self._waitingBytes += packet.size
         while self._waitingBytes > self._limits.maxQueueBytes:
-            if not self._limits.dropsOldest:
+            oldest = None
+            if self._limits.dropsOldest:
+                oldest = next((packet for packet in self._waiting if packet.mayDrop), None)
+            if oldest is None:
                 self.close(now, Close(1013, "Too much is waiting to be sent"))
-                self._waiting = None
-                self._waitingBytes = 0
+                self.clear()
                 break
-            self._waitingBytes -= self._waiting.popleft().size
+            self._waiting.remove(oldest)
+            self._waitingBytes -= oldest.size
             self.dropped += 1
         return False
 
@@ -205,11 +212,17 @@ class Session(Generic[P]):
             return OPENED
         if self._waiting:
             packets = list(self._waiting)
-            self._waiting = None
-            self._waitingBytes = 0
+            self.clear()
             self._since = now
             return Messages(packets)
         return self.closed
+
+    def clear(self) -> None:
+        """
+        Drop all messages that wait.
+        """
+        self._waiting = None
+        self._waitingBytes = 0
 
     # -- its end --------------------------------------------------------------
 

@@ -218,6 +218,55 @@ def test_itsEndClosesTheConnection(end: str) -> None:
     assert said == [[(4001, "Session ended")], [(4001, "Session ended")], []]
 
 
+def test_itsEndIsToldToPolls() -> None:
+    """
+    Also to one that comes after the end, when its cookie names nobody any more;
+    what was sent before is no longer for whoever that is.
+    """
+    world = World()
+    ann = world.browser()
+    world.visit(ann)
+    assert answer(ann.post("/talk/0/one/xhr")).body == b"o\n"
+    (talk,) = world.talk.all
+    talk.send("secret")
+    world.visit(ann, lambda session: session.logout())
+    assert say(ann, "late") == 404
+    for who in ann, world.browser():
+        assert answer(who.post("/talk/0/one/xhr")).body == b'c[4001,"Session ended"]\n'
+    assert talk.said[1:] == [(4001, "Session ended")]
+    world.clock.advance(6)
+    assert answer(ann.post("/talk/0/one/xhr")).code == 403
+
+
+def test_oneCallbackForAll() -> None:
+    """
+    However many connections a session has, none is searched for among them at
+    its end. One that cannot be told keeps no other from it. When all have gone,
+    nothing hangs on the session any more.
+    """
+    world = World()
+    ann = world.browser()
+    seen: list[Session] = []
+    world.visit(ann, seen.append)
+    (session,) = seen
+    opened = [stream(ann, f"id{number}") for number in range(3)]
+    assert len(session.expireCallbacks) == 1
+    for one in opened:
+        one.disconnect()
+    assert session.expireCallbacks == []
+
+    opened = [stream(ann, f"other{number}") for number in range(3)]
+
+    def cannot() -> None:
+        raise OSError("It cannot be told")
+
+    driver: Any = world.service.service.find("other1")
+    driver._carrier._request.finish = cannot
+    world.visit(ann, lambda session: session.logout())
+    ended = [one.received.endswith(b'c[4001,"Session ended"]\n\r\n0\r\n\r\n') for one in opened]
+    assert ended == [True, False, True]
+
+
 def test_pollsAndHeartbeatsAreNoUse() -> None:
     """
     A browser that only polls is nobody at the keyboard.

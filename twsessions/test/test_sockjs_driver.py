@@ -4,6 +4,7 @@ Applications: what they are told, in which order, and what their mistakes do.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -709,6 +710,57 @@ class TestChannels:
         driver.lost(wire, Close(1006, ""))
         world.clock.advance(6)
         assert not world.service._all and not world.clock.getDelayedCalls()
+
+    @pytest.mark.parametrize(
+        "end",
+        [
+            lambda driver, wire: driver.end(Close(4001, "Session ended")),
+            lambda driver, wire: driver.closedByClient(Close(1000, "bye")),
+            lambda driver, wire: driver.lost(wire, Close(1006, "", forced=False)),
+        ],
+        ids=["ours", "theirs", "nobodys"],
+    )
+    def test_whatWaitsAtTheEnd(self, end: Callable[[Driver, Wire], None]) -> None:
+        """
+        It is as without channels: handed out, unless this side has closed the
+        connection.
+        """
+        world, driver, wire, made = self.opened(["sub,ann"])
+        plain, plainWire, talk = world.opened("y")
+        gate: Deferred[None] = Deferred()
+        made.append(talk)
+        for one in made:
+            one.do["a"] = lambda: gate
+        plain.received(["a", "b"])
+        driver.received(["msg,ann,a", "msg,ann,b"])
+        end(plain, plainWire)
+        end(driver, wire)
+        gate.callback(None)
+        assert made[0].said == talk.said and made[0].closeReason == talk.closeReason
+
+    def test_noEndIsDropped(self) -> None:
+        """
+        Messages may be; that a channel is closed is told in any case.
+        """
+        _, driver, wire, made = self.channels(maxQueueBytes=1000, overflow="dropOldest")
+        driver.received(["sub,ann", "sub,b%F6b%201"])
+        ann, bob = made
+        driver.pause(wire)
+        ann.send("lost")
+        ann.close()
+        for number in range(20):
+            bob.send(f"{number}")
+        driver.resume(wire)
+        told = json.loads(wire.written[-1][1:])
+        assert told[0] == "uns,ann" and told[1:] == [
+            f"msg,b%F6b%201,{number}" for number in range(21 - len(told), 20)
+        ]
+        assert driver.session.dropped == 22 - len(told)
+        driver.pause(wire)
+        for _ in range(20):  # but nothing grows without end
+            driver.received(["sub,ann"])
+            made[-1].close()
+        assert driver.session.closed == Close(1013, "Too much is waiting to be sent")
 
     def test_full(self) -> None:
         """
