@@ -5,7 +5,7 @@ it costs who needs it milliseconds and not the whole timeout.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from twisted.logger import Logger
 
@@ -24,10 +24,9 @@ class Breaker:
     @ivar failures: all that there were.
     """
 
-    def __init__(
-        self, seconds: Callable[[], float], failuresToOpen: int, coolDown: float, patience: float
-    ) -> None:
+    def __init__(self, reactor: Any, failuresToOpen: int, coolDown: float, patience: float) -> None:
         """
+        @param reactor: L{IReactorTime}.
         @param failuresToOpen: how many in a row.
         @param coolDown: seconds from a failure to the next try.
         @param patience: seconds for which a try may have no answer, before
@@ -35,7 +34,7 @@ class Breaker:
         """
         self.isOpen = False
         self.failures = 0
-        self._seconds = seconds
+        self._reactor = reactor
         self._failuresToOpen = failuresToOpen
         self._coolDown = coolDown
         self._patience = max(patience, coolDown)
@@ -51,7 +50,7 @@ class Breaker:
         """
         if not self.isOpen:
             return None
-        now = self._seconds()
+        now = self._reactor.seconds()
         if now < self._nextTry:
             return self.explanation()
         self._nextTry = now + self._patience
@@ -61,7 +60,7 @@ class Breaker:
         """
         What to tell who is refused.
         """
-        now = self._seconds()
+        now = self._reactor.seconds()
         return StoreUnavailable(
             f"the store has been unavailable for {now - self._openSince:.1f} s;"
             f" the next try is in {self._nextTry - now:.1f} s"
@@ -75,7 +74,7 @@ class Breaker:
         self._inRow += 1
         if not self.isOpen and self._inRow < self._failuresToOpen:
             return
-        now = self._seconds()
+        now = self._reactor.seconds()
         self._nextTry = now + self._coolDown
         if not self.isOpen:
             self.isOpen = True
@@ -91,7 +90,7 @@ class Breaker:
             self.isOpen = False
             _log.info(
                 "the store is available again, after {seconds:.1f} s",
-                seconds=self._seconds() - self._openSince,
+                seconds=self._reactor.seconds() - self._openSince,
             )
 
     def workedInPart(self) -> None:

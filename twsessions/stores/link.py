@@ -152,7 +152,7 @@ class StoreLink:
         self._timeout = timeout
         self._maxBatch = maxBatch
         self._maxWaiting = maxWaiting
-        self._breaker = Breaker(self._reactor.seconds, failuresToOpen, coolDown, timeout)
+        self._breaker = Breaker(reactor, failuresToOpen, coolDown, timeout)
         self._loadLane = _Lane("load")
         self._commitLane = _Lane("commit")
         self._settleLane = _Lane("settle")
