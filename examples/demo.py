@@ -200,10 +200,9 @@ class Events(Resource):
             request.finish()
 
         over = b"event: ended\ndata: \n\n"
-        session = request.peekSession()
-        if session is None:  # it ended while this server was down
+        if request.peekSession() is None:  # it ended while this server was down
             return over
-        withdraw = session.notifyOnExpire(ended)
+        withdraw = request.getSession().notifyOnExpire(ended)
         request.notifyFinish().addErrback(lambda failure: withdraw())
         request.write(b": listening\n\n")
         return NOT_DONE_YET
