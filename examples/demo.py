@@ -59,7 +59,8 @@ events.addEventListener("ended", event => {
   note.textContent = "This session has ended. Reload for a new one.";
   document.querySelector("h1").after(note);
   clearInterval(ticking);
-  left.parentNode.textContent = "over";
+  left.textContent = "over";
+  left.nextSibling.remove();
 });
 """
 
