@@ -16,4 +16,8 @@ copyright = "2026, " + author
 version = release = __version__
 exclude_patterns = ["_build"]
 html_theme = "alabaster"
-html_theme_options = {"description": "Twisted Web's sessions, made real", "page_width": "60rem"}
+html_theme_options = {
+    "description": "Twisted Web's sessions, made real",
+    "page_width": "62rem",
+    "code_font_size": "0.8em",  # so that most code needs no scrolling
+}

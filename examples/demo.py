@@ -31,7 +31,7 @@ main{max-width:46rem;margin:0 auto;padding:1.5rem 1rem}
 h1{font-size:1.5rem;margin:.2rem 0 1rem}section{background:#fff;border-radius:10px;
 padding:1rem 1.2rem;margin:0 0 1rem;box-shadow:0 1px 3px #0002}
 h2{font-size:1.05rem;margin:0 0 .6rem}
-dl{display:grid;grid-template-columns:auto 1fr;gap:.2rem 1rem;margin:0}
+dl{display:grid;grid-template-columns:auto 1fr;align-items:baseline;gap:.2rem 1rem;margin:0}
 dt{color:#5b6475}dd{margin:0}
 table{border-collapse:collapse;width:100%}td{padding:.3rem .5rem .3rem 0;
 border-top:1px solid #e6e8ec;overflow-wrap:anywhere}
@@ -45,11 +45,12 @@ border-radius:4px}big{font-size:1.6rem;font-variant-numeric:tabular-nums}
 
 SCRIPT = """
 const left = document.getElementById("left"), until = Date.now() + 1000 * left.dataset.seconds;
-setInterval(() => {
+function tell() {
   const seconds = Math.max(0, Math.round((until - Date.now()) / 1000));
-  if (!document.querySelector(".ended"))
-    left.textContent = Math.floor(seconds / 60) + ":" + String(seconds % 60).padStart(2, "0");
-}, 250);
+  left.textContent = Math.floor(seconds / 60) + ":" + String(seconds % 60).padStart(2, "0");
+}
+tell();
+const ticking = setInterval(tell, 250);
 const events = new EventSource("events");
 events.addEventListener("ended", event => {
   events.close();
@@ -57,7 +58,9 @@ events.addEventListener("ended", event => {
   note.className = "ended";
   note.textContent = "This session has ended. Reload for a new one.";
   document.querySelector("h1").after(note);
+  clearInterval(ticking);
   left.textContent = "over";
+  left.nextSibling.remove();
 });
 """
 
@@ -140,7 +143,7 @@ class Action(Resource):
         }
         if not hmac.compare_digest(form.get("token", "").encode(), session.csrfToken.encode()):
             request.setResponseCode(403)
-            return b"This form is not from here."
+            return b'This form is not from here, or its session has ended. <a href="/">Go back</a>'
         self.does(session, form)
         request.setResponseCode(303)
         request.setHeader(b"location", b"/")
@@ -194,9 +197,12 @@ class Events(Resource):
         request.setHeader(b"cache-control", b"no-store")
 
         def ended():
-            request.write(b"event: ended\ndata: \n\n")
+            request.write(over)
             request.finish()
 
+        over = b"event: ended\ndata: \n\n"
+        if request.peekSession() is None:  # it ended while this server was down
+            return over
         withdraw = request.getSession().notifyOnExpire(ended)
         request.notifyFinish().addErrback(lambda failure: withdraw())
         request.write(b": listening\n\n")

@@ -26,8 +26,6 @@ class ShortSession(Session):
 
 
 class ExpirationLogger(Resource):
-    isLeaf = True
-
     def render_GET(self, request):
         session = request.getSession()
         if session.isNew and "visits" not in session:
@@ -39,7 +37,9 @@ class ExpirationLogger(Resource):
         return b"visits: %d\n" % session["visits"]
 
 
-site = Site(ExpirationLogger())
+root = Resource()
+root.putChild(b"", ExpirationLogger())
+site = Site(root)
 site.sessionFactory = ShortSession
 
 application = Application("expirations")

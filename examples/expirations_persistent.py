@@ -25,8 +25,6 @@ class ShortSession(Session):
 
 
 class Visits(Resource):
-    isLeaf = True
-
     def render_GET(self, request):
         session = request.getSession()
         session["visits"] = session.get("visits", 0) + 1
@@ -43,7 +41,9 @@ def ended(event):
     )
 
 
-site = SessionSite(Visits(), store="sqlite:///expirations.db")
+root = Resource()
+root.putChild(b"", Visits())
+site = SessionSite(root, store="sqlite:///expirations.db")
 site.sessionFactory = ShortSession
 site.notifyOnExpire(ended)
 

@@ -19,7 +19,7 @@ from twsessions import SessionResource
 
 app = Klein()
 
-PAGE = """<!doctype html><title>Klein and sessions</title><p>%s</p>
+PAGE = """<!doctype html><meta charset="utf-8"><title>Klein and sessions</title><p>%s</p>
 <form method="post" action="login"><input name="name"><button>log in</button></form>
 <form method="post" action="logout"><button>log out</button></form>
 """

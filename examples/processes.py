@@ -29,7 +29,8 @@ STORE = os.environ.get("STORE", "sqlite:///processes.db")
 PROCESSES = int(os.environ.get("PROCESSES", "4"))
 SOCKET = os.environ.get("LISTENING_SOCKET")  # in all but the first process
 
-PAGE = """<!doctype html><title>Processes</title><link rel="icon" href="data:,">
+PAGE = """<!doctype html><meta charset="utf-8"><title>Processes</title>
+<link rel="icon" href="data:,">
 <p>This is process {pid}. You are {who}.
 You have asked {count} times.
 <form method="post" action="/login"><input name="name"><button>Log in</button></form>
@@ -52,7 +53,8 @@ class Front(Resource):
         request.setHeader(b"connection", b"close")
         session = request.getSession()
         if request.path == b"/login":
-            session.login(request.args.get(b"name", [b""])[0].decode() or "somebody")
+            name = request.args.get(b"name", [b""])[0].decode("utf-8", "replace")
+            session.login(name or "somebody")
         else:
             session.logout()
         return redirectTo(b"/", request)

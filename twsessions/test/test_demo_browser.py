@@ -65,7 +65,7 @@ async def test_valuesSurviveAndTheEndIsSeen(tmp_path: Path, port: int) -> None:
             await browser.click("form[action=timeout] button")
             await until(reads(browser, "It ends after 5 seconds", ".flash"))
             await until(reads(browser, "This session has ended.", ".ended"))
-            assert await browser.text("#left") == "over"
+            assert await browser.text("dd:has(#left)") == "over"
             line = example.wait(lambda line: "of nobody ended (idle)" in line)
             assert "after 5 visits" in line
             await browser.visit(url)
