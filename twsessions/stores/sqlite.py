@@ -195,7 +195,9 @@ class SQLiteStore:
         """
         See L{ISessionStore.sessionsOf}.
         """
-        return self._reading(self._select, "principal = ?", principal).addCallback(
+        # As bytes: of half a surrogate pair, which is nobody's, the driver makes no text.
+        name = principal.encode("utf-8", "surrogatepass")
+        return self._reading(self._select, "principal = CAST(? AS TEXT)", name).addCallback(
             lambda records: sorted(records, key=lambda record: record.created)
         )
 
