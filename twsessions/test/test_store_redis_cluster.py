@@ -691,3 +691,29 @@ async def test_messagesAfterAMasterIsNoneAnyMore(place: Place) -> None:
     await insist(lambda: store.publish([numbered(1)]), pause)
     assert nodeOf(cluster, store._publisher) is not left
     until(cluster.isWhole, "the cluster is whole")
+
+
+@ensure
+async def test_messagesGoByMasters(place: Place) -> None:
+    """
+    A seed may be a replica, which leaves the cluster unnoticed: it is not taken
+    even when no master answers.
+    """
+    store, cluster, ear = place.make(timeout=0.5), place.cluster, Ear()
+    cluster.fail(after=15.0)
+    store._route._seeds = [("127.0.0.1", replica.port) for replica in cluster.replicas]
+    store._route._seeds += [("127.0.0.1", master.port) for master in cluster.masters]
+    roles = {server: server.call("ROLE")[0] for server in cluster.servers}
+    masters = [server for server, role in roles.items() if role == b"master"]
+    await insist(lambda: store.load([keyIn(1)]), pause)
+    for master in masters:
+        master.send(signal.SIGSTOP)
+    try:
+        with pytest.raises(StoreUnavailable):
+            await store.subscribe(ear)
+    finally:
+        for master in masters:
+            master.send(signal.SIGCONT)
+    await ear.hears(None)
+    assert nodeOf(cluster, store._messages._server) in masters
+    until(cluster.isWhole, "the cluster is whole")
