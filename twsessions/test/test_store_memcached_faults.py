@@ -332,6 +332,26 @@ async def test_oneOfTwoHangs(place: Place) -> None:
 
 
 @deferred
+async def test_oneOfTwoHangsInACommit(place: Place) -> None:
+    """
+    What takes several trips to the other server has the time for them, in the
+    very first commit.
+    """
+    servers = place.serve(), place.serve()
+    store = place.store(*(server.port for server in servers), timeout=1.0)
+    keys = [newKey() for _ in range(20)]
+    await store.commit([create(key) for key in keys])
+    servers[1].pause()
+    changes = [change(key, uses=1) for key in keys]
+    moving = next(key for key in keys if not store._ring.of(key))
+    to = next(key for key in iter(newKey, None) if not store._ring.of(key))
+    changes.append(change(moving, newKey=to))
+    for key, outcome in zip([*keys, to], await store.commit(changes), strict=True):
+        assert isinstance(outcome, StoreUnavailable if store._ring.of(key) else Record)
+    servers[1].resume()
+
+
+@deferred
 async def test_oneOfTwoIsDeadAndTheLinkStaysClosed(place: Place) -> None:
     """
     However many calls in a row are for its sessions, others' are answered; only
