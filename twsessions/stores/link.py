@@ -522,7 +522,7 @@ class StoreLink:
         if not self._end(trip):
             return
         if isinstance(error, StoreUnavailable):
-            self._failed()
+            self._failed(error)
         else:
             self._worked()
         for call in trip.calls:
@@ -614,7 +614,7 @@ class StoreLink:
             # session back. It was never acknowledged, and whoever sends it
             # again does so with its token, so that it is applied once.
             self._end(trip)
-            self._failed()
+            self._failed(self._noAnswer())
         for lane in self._lanes:
             for call in list(lane.gathered.values()):
                 first = min(first, self._timeOut(call, over))
@@ -635,10 +635,11 @@ class StoreLink:
             if one.made > over:
                 return one.made  # as all behind it
             self.timeouts += 1
-            self._decide(
-                one, StoreUnavailable(f"the store did not answer within {self._timeout:g} s")
-            )
+            self._decide(one, self._noAnswer())
         return inf
+
+    def _noAnswer(self) -> StoreUnavailable:
+        return StoreUnavailable(f"the store did not answer within {self._timeout:g} s")
 
     # The breaker.
 
@@ -662,7 +663,7 @@ class StoreLink:
             f" the next try is in {self._nextTry - now:.1f} s"
         )
 
-    def _failed(self) -> None:
+    def _failed(self, why: StoreUnavailable) -> None:
         self.failures += 1
         self._failedInRow += 1
         if not self.isOpen and self._failedInRow < self._failuresToOpen:
@@ -673,7 +674,9 @@ class StoreLink:
             self.isOpen = True
             self._openSince = now
             _log.warn(
-                "the store is unavailable: {count} failures in a row", count=self._failedInRow
+                "the store is unavailable: {count} failures in a row, the last: {why}",
+                count=self._failedInRow,
+                why=str(why),
             )
         for lane in (self._commitLane, self._loadLane, self._publishLane):
             # They would only leave to fail.
