@@ -19,6 +19,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
 
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
@@ -430,13 +431,16 @@ async def test_aNodeThatHangs(place: Place) -> None:
     hung = cluster.masters[1]
     hung.send(signal.SIGSTOP)
     try:
-        for turn in range(8):
-            got = await store.load(order)
-            if turn == 0:
-                start = time.monotonic()
-            for key, record in zip(order, got, strict=True):
-                kind = StoreUnavailable if keys[hung] == key else Record
-                assert isinstance(record, kind), (turn, record)
+        with capturedLogs() as logs:
+            for turn in range(8):
+                got = await store.load(order)
+                if turn == 0:
+                    start = time.monotonic()
+                for key, record in zip(order, got, strict=True):
+                    kind = StoreUnavailable if keys[hung] == key else Record
+                    assert isinstance(record, kind), (turn, record)
+        said = [formatEvent(event) for event in logs]
+        assert [line for line in said if f"away: the Redis server at 127.0.0.1:{hung.port}" in line]
         assert time.monotonic() - start < 7 * 0.25, "each took half of the timeout"
         # Nobody with a session elsewhere is refused, however often that one is asked.
         link = StoreLink(reactor, store)

@@ -349,7 +349,11 @@ class Cluster(Route):
         server = self._servers.get(address)
         if server is None:
             server = self._servers[address] = Server(
-                self.reactor, lambda: self.dialer.dial(*address), self.timeout, patient=False
+                self.reactor,
+                lambda: self.dialer.dial(*address),
+                self.timeout,
+                patient=False,
+                where=f" at {address[0]}:{address[1]}",
             )
             if self._isClosed:
                 server.close()
