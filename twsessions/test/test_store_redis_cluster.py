@@ -457,6 +457,30 @@ async def test_aNodeThatHangs(place: Place) -> None:
 
 
 @ensure
+async def test_aNodeThatHangsInACommit(place: Place) -> None:
+    """
+    That it is not told where sessions are going to be takes no time from
+    changes of others, and nothing is done to those sessions before.
+    """
+    store, cluster = place.make(timeout=0.5), place.cluster
+    hung = cluster.masters[1]
+    keys = [key for key in map(keyIn, range(256)) if placeOf(cluster, store, key)[1] is not hung]
+    await insist(lambda: store.commit([create(key) for key in keys]), pause)
+    born = [create(keyIn(key[0])) for key in keys]
+    hung.send(signal.SIGSTOP)
+    try:
+        outcomes = await store.commit([*born, *(change(key, uses=1) for key in keys)])
+        assert StoreUnavailable in {type(outcome) for outcome in outcomes[: len(born)]}
+        assert {type(outcome) for outcome in outcomes[len(born) :]} == {Record}
+        born = [create(keyIn(key[0])) for key in keys]
+        outcomes = await store.commit([*born, *(change(what.key, uses=1) for what in born)])
+        assert {type(outcome) for outcome in outcomes} == {StoreUnavailable, Record}
+    finally:
+        hung.send(signal.SIGCONT)
+    until(cluster.isWhole, "the cluster is whole")
+
+
+@ensure
 async def test_aMasterIsKilledUnderLoad(place: Place) -> None:
     """
     Its replica takes over, and the store goes on by itself. What was
