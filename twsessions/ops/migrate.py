@@ -53,7 +53,6 @@ class Counts:
 async def migrate(
     source: ISessionStore,
     target: ISessionStore,
-    name: str,
     progress: Callable[[Counts], object] = lambda counts: None,
 ) -> Counts:
     """
@@ -67,8 +66,8 @@ async def migrate(
     ended there and is not copied again, unless it was made since, or was used
     in the source when a copy that nobody used was over already.
 
-    @param name: tells this source from others, in the mark that it leaves in
-        the target.
+    A mark is left in either store, which is no session.
+
     @param progress: called after every page of sessions.
     @return: the counts.
     @raise NotSupported: the source cannot list its sessions.
@@ -79,7 +78,7 @@ async def migrate(
     # What has fallen due is in the way of a new copy.
     while (await target.sweep(_PAGE)).more:
         pass
-    mark = _Mark(target, name)
+    mark = _Mark(target, await _nameOf(source))
     before = await mark.read()
     began: float | None = None
     last = 0.0
@@ -94,7 +93,7 @@ async def migrate(
         # Keys are hashes, spread evenly: where one lies is how far it is.
         counts.done = int.from_bytes(page[-1].key[:4], "big") / 2**32
         progress(counts)
-    if began is not None:  # an empty source has lost its sessions, and ended none
+    if began is not None:
         if before is None:
             # The new ids of those who logged in meanwhile may have been passed by.
             late = Counts()
@@ -112,9 +111,24 @@ async def migrate(
 
 def isMark(record: Record) -> bool:
     """
-    Whether it is no session, but what a L{migrate} has left in its target.
+    Whether it is no session, but what a L{migrate} has left.
     """
     return record.seed == record.key[:16]
+
+
+async def _nameOf(source: ISessionStore) -> bytes:
+    """
+    What tells a store from others, and is lost with its sessions. Its URL does
+    not: each host may have a file of its own, under the same name.
+    """
+    key = sha256(b"twsessions migrate").digest()
+    [record] = await _load(source, [key])
+    if record is None:
+        await source.commit([Change(key, os.urandom(16), birth=Birth(key[:16]), idle=None)])
+        [record] = await _load(source, [key])
+        if record is None:
+            raise StoreUnavailable("the source did not store what it is to be known by")
+    return record.token
 
 
 class _Mark:
@@ -125,9 +139,12 @@ class _Mark:
     @ivar target: where it is.
     """
 
-    def __init__(self, target: ISessionStore, name: str) -> None:
+    def __init__(self, target: ISessionStore, name: bytes) -> None:
+        """
+        @param name: of the source.
+        """
         self.target = target
-        self.key = sha256(b"twsessions migrate " + name.encode()).digest()
+        self.key = sha256(b"twsessions migrate from " + name).digest()
 
     def token(self) -> bytes:
         """
