@@ -102,7 +102,8 @@ async def migrate(
                 progress(counts)
             counts.copied += late.copied
         await mark.write(dwhole=began, dlast=last)
-        if {ITERATE, PRINCIPALS} <= target.capabilities and PRINCIPALS in source.capabilities:
+        canFind = {ITERATE, PRINCIPALS} <= target.capabilities & source.capabilities
+        if before is not None and canFind:
             await _endCopies(source, mark, counts, progress)
     counts.done = 1.0
     progress(counts)
