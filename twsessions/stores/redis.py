@@ -747,14 +747,20 @@ class RedisStore:
     async def _withHandle(self, handle: bytes) -> Record | None:
         deadline = self._buckets.deadline()
         last = None
+        helped: set[bytes] = set()
         while (key := await self._index.keyOf(handle, deadline)) not in (None, last):
             assert key is not None
-            (record,) = await self._read([key], deadline)
+            between: list[tuple[bytes, bytes]] = []
+            (record,) = await self._read([key], deadline, between)
             if isinstance(record, StoreUnavailable):
                 raise record
             if record is not None and record.handle == handle:
                 return record
             last = key  # rotated meanwhile, or gone
+            if between and key not in helped:
+                helped.add(key)
+                last = None
+                await self._moves.goOn(*between[0], isOld=False)
         return None
 
     async def _iterate(self, after: bytes | None, limit: int) -> list[Record]:

@@ -274,6 +274,25 @@ async def test_sessionsOfFindsThoseOnTheirWay(place: Place) -> None:
     assert [record.key for record in await store.sessionsOf("ann")] == [to]
 
 
+@pytest.mark.parametrize("isSent", [False, True])
+@ensure
+async def test_aHandleFindsThoseOnTheirWay(place: Place, isSent: bool) -> None:
+    """
+    Wherever a process has died in a rotation, the session does not escape who
+    would end it.
+    """
+    store, step, isBroken = place.make(), 0, True
+    while isBroken:
+        old, to = keyIn(step), keyIn(step + 100)
+        made = await one(store, create(old))
+        broken = _Broken(place.make(), step, isSent)
+        await insistOnce(place.stores[-1], change(old, newKey=to))
+        found = await store.withHandle(made.handle)
+        assert found is not None and await alive(store, [old, to]) == [found.key]
+        step, isBroken = step + 1, broken.isBroken
+    assert step > 4
+
+
 @ensure
 async def test_aLateStepRevivesNothing(place: Place) -> None:
     """
