@@ -245,7 +245,9 @@ class ISessionStore(Interface):
 
     def sessionsOf(principal: str) -> Deferred[list[Record]]:
         """
-        The living sessions of a principal, the oldest first.
+        The living sessions of a principal, the oldest first. A name that
+        cannot be encoded (half a surrogate pair, as JSON can hold) is nobody's,
+        and has none.
 
         @raise NotSupported: no L{PRINCIPALS}.
         """

@@ -234,7 +234,7 @@ async def _migrate(world: _World, options: argparse.Namespace) -> int:
         raise _Refusal("FROM and TO are the same store")
     async with _opened(world, source, target) as [old, new]:
         try:
-            counts = await migrate(old, new, source, _bar(world))
+            counts = await migrate(old, new, _bar(world))
         finally:
             if world.err.isatty():
                 world.err.write("\n")  # after the bar

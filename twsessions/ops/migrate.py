@@ -17,7 +17,7 @@ from twsessions.errors import Conflict, IdCollision, NotSupported, SessionGone, 
 from twsessions.interfaces import ITERATE, PRINCIPALS, ISessionStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 __all__ = ["Counts", "isMark", "migrate"]
 
@@ -53,21 +53,21 @@ class Counts:
 async def migrate(
     source: ISessionStore,
     target: ISessionStore,
-    name: str,
     progress: Callable[[Counts], object] = lambda counts: None,
 ) -> Counts:
     """
     Copy every living session, with its deadlines, principal, id and CSRF token;
     users notice nothing. What was copied before is brought up to date if it
-    was last used in the source. So run it while the site is on the source,
-    move the site, and run it again.
+    was last used in the source, and ended, for the reason C{"revoked"}, if it
+    has ended there and nobody has used the copy. So run it while the site is
+    on the source, move the site, and run it again.
 
     Once it has come to its end, a session that is missing in the target has
     ended there and is not copied again, unless it was made since, or was used
     in the source when a copy that nobody used was over already.
 
-    @param name: tells this source from others, in the mark that it leaves in
-        the target.
+    A mark is left in either store, which is no session.
+
     @param progress: called after every page of sessions.
     @return: the counts.
     @raise NotSupported: the source cannot list its sessions.
@@ -78,25 +78,33 @@ async def migrate(
     # What has fallen due is in the way of a new copy.
     while (await target.sweep(_PAGE)).more:
         pass
-    mark = _Mark(target, name)
+    mark = _Mark(target, await _nameOf(source))
     before = await mark.read()
     began: float | None = None
     last = 0.0
     counts = Counts()
-    after: bytes | None = None
-    while page := await source.iterate(after, _PAGE):
+    async for page in _pages(source):
         if began is None:
             began = page[0].asOf
             if before is None:
                 await mark.write(dbegan=began)
         last = max(last, page[-1].asOf)
-        await _copy([record for record in page if not isMark(record)], before, target, counts)
-        after = page[-1].key
+        await _copy(page, before, began, mark, counts)
         # Keys are hashes, spread evenly: where one lies is how far it is.
-        counts.done = int.from_bytes(after[:4], "big") / 2**32
+        counts.done = int.from_bytes(page[-1].key[:4], "big") / 2**32
         progress(counts)
     if began is not None:
+        if before is None:
+            # The new ids of those who logged in meanwhile may have been passed by.
+            late = Counts()
+            async for page in _pages(source):
+                await _copy([one for one in page if _isLate(one, began)], None, began, mark, late)
+                progress(counts)
+            counts.copied += late.copied
         await mark.write(dwhole=began, dlast=last)
+        canFind = {ITERATE, PRINCIPALS} <= target.capabilities & source.capabilities
+        if before is not None and canFind:
+            await _endCopies(source, mark, counts, progress)
     counts.done = 1.0
     progress(counts)
     return counts
@@ -104,20 +112,53 @@ async def migrate(
 
 def isMark(record: Record) -> bool:
     """
-    Whether it is no session, but what a L{migrate} has left in its target.
+    Whether it is no session, but what a L{migrate} has left.
     """
     return record.seed == record.key[:16]
+
+
+async def _nameOf(source: ISessionStore) -> bytes:
+    """
+    What tells a store from others, and is lost with its sessions. Its URL does
+    not: each host may have a file of its own, under the same name.
+    """
+    key = sha256(b"twsessions migrate").digest()
+    [record] = await _load(source, [key])
+    if record is None:
+        await source.commit([Change(key, os.urandom(16), birth=Birth(key[:16]), idle=None)])
+        [record] = await _load(source, [key])
+        if record is None:
+            raise StoreUnavailable("the source did not store what it is to be known by")
+    return record.token
 
 
 class _Mark:
     """
     A record in the target that says when a source was last copied whole. It
     stays: its end would be told to the site's listeners like a session's.
+
+    @ivar target: where it is.
     """
 
-    def __init__(self, target: ISessionStore, name: str) -> None:
+    def __init__(self, target: ISessionStore, name: bytes) -> None:
+        """
+        @param name: of the source.
+        """
         self.target = target
-        self.key = sha256(b"twsessions migrate " + name.encode()).digest()
+        self.key = sha256(b"twsessions migrate from " + name).digest()
+
+    def token(self) -> bytes:
+        """
+        For a change that makes a session as it is in the source.
+        """
+        random = os.urandom(8)
+        return random + sha256(self.key + random).digest()[:8]
+
+    def isUnused(self, copy: Record) -> bool:
+        """
+        Whether the last change of a session in the target had a L{token}.
+        """
+        return copy.token[8:] == sha256(self.key + copy.token[:8]).digest()[:8]
 
     async def read(self) -> tuple[float, float] | None:
         """
@@ -145,6 +186,13 @@ class _Mark:
             raise outcomes[1]
 
 
+async def _pages(store: ISessionStore) -> AsyncIterator[list[Record]]:
+    after: bytes | None = None
+    while page := await store.iterate(after, _PAGE):
+        yield page
+        after = page[-1].key
+
+
 async def _load(target: ISessionStore, keys: Sequence[bytes]) -> list[Record | None]:
     found: Sequence[Record | StoreUnavailable | None] = await target.load(keys)
     records = []
@@ -158,13 +206,23 @@ async def _load(target: ISessionStore, keys: Sequence[bytes]) -> list[Record | N
 async def _copy(
     page: Sequence[Record],
     before: tuple[float, float] | None,
-    target: ISessionStore,
+    began: float,
+    mark: _Mark,
     counts: Counts,
 ) -> None:
-    isNew = [before is None or _isNew(record, *before) for record in page]
-    new = [record for record, flag in zip(page, isNew, strict=True) if flag]
-    there = [record for record, flag in zip(page, isNew, strict=True) if not flag]
-    outcomes = await target.commit([_birthOf(record) for record in new]) if new else ()
+    new: list[Record] = []
+    there: list[Record] = []
+    byHandle = PRINCIPALS in mark.target.capabilities
+    for record in page:
+        if isMark(record):
+            continue
+        isNew = before is None or _isNew(record, *before)
+        if isNew and byHandle and _isLate(record, began):
+            # It may have been copied under the id that it had then.
+            isNew = await mark.target.withHandle(record.handle) is None
+        (new if isNew else there).append(record)
+    births = [_birthOf(record, mark.token()) for record in new]
+    outcomes = await mark.target.commit(births) if births else ()
     for record, outcome in zip(new, outcomes, strict=True):
         if isinstance(outcome, IdCollision):
             there.append(record)
@@ -173,7 +231,7 @@ async def _copy(
         else:
             counts.copied += 1
     if there:
-        await _update(there, target, counts)
+        await _update(there, mark, counts)
 
 
 def _isNew(record: Record, began: float, last: float) -> bool:
@@ -185,7 +243,15 @@ def _isNew(record: Record, began: float, last: float) -> bool:
     return record.created > began or wasIdle
 
 
-async def _update(records: Sequence[Record], target: ISessionStore, counts: Counts) -> None:
+def _isLate(record: Record, began: float) -> bool:
+    """
+    Whether a session may have been given a new id since a run has begun.
+    """
+    return record.touched > began - _DELAY
+
+
+async def _update(records: Sequence[Record], mark: _Mark, counts: Counts) -> None:
+    target = mark.target
     newer = []
     copies = await _load(target, [record.key for record in records])
     for record, copy in zip(records, copies, strict=True):
@@ -196,10 +262,12 @@ async def _update(records: Sequence[Record], target: ISessionStore, counts: Coun
             copy, slack = await target.withHandle(record.handle), -_SAME
         if copy is None or copy.seed != record.seed:
             counts.ended += 1
-        elif record.asOf - record.touched >= copy.asOf - copy.touched - slack:
+        elif record.asOf - record.touched >= copy.asOf - copy.touched - slack and not (
+            mark.isUnused(copy) and _content(record) != _content(copy)
+        ):
             counts.same += 1
         else:
-            newer.append(_changeTo(record, copy))
+            newer.append(_changeTo(record, copy, mark.token()))
     for outcome in await target.commit(newer) if newer else ():
         if isinstance(outcome, SessionGone):
             counts.ended += 1
@@ -211,14 +279,47 @@ async def _update(records: Sequence[Record], target: ISessionStore, counts: Coun
             counts.updated += 1
 
 
+async def _endCopies(
+    source: ISessionStore, mark: _Mark, counts: Counts, progress: Callable[[Counts], object]
+) -> None:
+    """
+    End the copies that nobody has used, of what has ended in the source.
+    """
+    async for page in _pages(mark.target):
+        # What falls due soon does that by itself, and for its own reason.
+        copies = [
+            record
+            for record in page
+            if mark.isUnused(record) and record.deadline > record.asOf + _DELAY
+        ]
+        records = await _load(source, [copy.key for copy in copies]) if copies else ()
+        ends = []
+        for copy, record in zip(copies, records, strict=True):
+            if record is None:
+                moved = await source.withHandle(copy.handle)
+                if moved is None:
+                    ends.append(Change(copy.key, os.urandom(16), end="revoked"))
+                else:
+                    await _update([moved], mark, counts)
+        for outcome in await mark.target.commit(ends) if ends else ():
+            if isinstance(outcome, StoreUnavailable):
+                raise outcome
+            counts.ended += 1
+        progress(counts)
+
+
+def _content(record: Record) -> object:
+    return record.fields, record.principal, record.epoch, record.idle
+
+
 _SAME = 1.0  # seconds by which two stores may see the same use at different times
 _DELAY = 60.0  # seconds that a session may take from the one store into the other
 
 
-def _birthOf(record: Record) -> Change:
+def _birthOf(record: Record, token: bytes) -> Change:
     return Change(
         record.key,
-        os.urandom(16),
+        token,
         birth=Birth(
             record.seed,
             ago=record.asOf - record.created,
@@ -237,13 +338,13 @@ def _birthOf(record: Record) -> Change:
     )
 
 
-def _changeTo(record: Record, copy: Record) -> Change:
+def _changeTo(record: Record, copy: Record, token: bytes) -> Change:
     new, old = record.fields, copy.fields
     changed = {name: value for name, value in new.items() if old.get(name) != value}
     removed = frozenset(old) - frozenset(new)
     return Change(
         copy.key,
-        os.urandom(16),
+        token,
         newKey=None if copy.key == record.key else record.key,
         set=changed,
         remove=removed,

@@ -66,7 +66,7 @@ class Breaker:
             f" the next try is in {self._nextTry - now:.1f} s"
         )
 
-    def failed(self) -> None:
+    def failed(self, why: Exception) -> None:
         """
         A call has failed, or has been given up on.
         """
@@ -79,7 +79,11 @@ class Breaker:
         if not self.isOpen:
             self.isOpen = True
             self._openSince = now
-            _log.warn("the store is unavailable: {count} failures in a row", count=self._inRow)
+            _log.warn(
+                "the store is unavailable: {count} failures in a row, the last: {why}",
+                count=self._inRow,
+                why=str(why),
+            )
 
     def worked(self) -> None:
         """

@@ -127,6 +127,8 @@ class Redialed(Generic[W]):
 
     def _connected(self, wire: W) -> None:
         self._attempt = None
+        if self._delay and not self._patient:
+            self._log.info("the {peer} is available again", peer=self._peer)
         self._delay = 0.0
         self._wire = self._latest = wire
         wire.lost.addCallback(self._lost, wire)
@@ -154,6 +156,9 @@ class Redialed(Generic[W]):
             one.errback(StoreUnavailable(*self._last.args))
 
     def _backOff(self) -> None:
+        if not self._delay and not self._patient:
+            # As long as others work the store does, and nobody else says it.
+            self._log.warn("one of several servers is away: {why}", why=str(self._last))
         self._delay = min(max(_FIRST_DELAY, self._delay * 2), _LAST_DELAY)
         self._nextTry = self._reactor.seconds() + self._delay
 

@@ -534,7 +534,7 @@ class StoreLink:
         if not self._end(trip):
             return
         if isinstance(error, StoreUnavailable):
-            self._failed()
+            self._failed(error)
         else:
             self._breaker.worked()
         for call in trip.calls:
@@ -626,7 +626,7 @@ class StoreLink:
             # session back. It was never acknowledged, and whoever sends it
             # again does so with its token, so that it is applied once.
             self._end(trip)
-            self._failed()
+            self._failed(self._noAnswer())
         for lane in self._lanes:
             for call in list(lane.gathered.values()):
                 first = min(first, self._timeOut(call, over))
@@ -647,10 +647,11 @@ class StoreLink:
             if one.made > over:
                 return one.made  # as all behind it
             self.timeouts += 1
-            self._decide(
-                one, StoreUnavailable(f"the store did not answer within {self._timeout:g} s")
-            )
+            self._decide(one, self._noAnswer())
         return inf
+
+    def _noAnswer(self) -> StoreUnavailable:
+        return StoreUnavailable(f"the store did not answer within {self._timeout:g} s")
 
     def _refusal(self) -> StoreUnavailable | None:
         if self._closed is not None:
@@ -659,8 +660,8 @@ class StoreLink:
             return StoreUnavailable(f"{self._waiting} calls wait for the store already")
         return self._breaker.refusal()
 
-    def _failed(self) -> None:
-        self._breaker.failed()
+    def _failed(self, why: StoreUnavailable) -> None:
+        self._breaker.failed(why)
         if not self._breaker.isOpen:
             return
         for lane in (self._commitLane, self._loadLane, self._publishLane):

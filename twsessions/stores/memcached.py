@@ -40,6 +40,7 @@ __all__ = ["MemcachedStore", "fromURL"]
 
 T = TypeVar("T")
 Address = tuple[str, int]
+_UnderWay = tuple[Steps, Sequence[Ask]]  # and what it waits for
 
 _PORT: Final = 11211
 _SHAPE: Final = "memcached://host1:11211,host2:11211"
@@ -48,6 +49,7 @@ _hostAndPort: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/\s]+)(?::([0-9]{
 _SEEN: Final = 1024  # items that are remembered between load and commit
 _SMALL: Final = 8192  # bytes of the largest of them
 _KEPT: Final = 86400.0  # seconds for which what is corrupt is kept
+_ONLY: Final = frozenset((0,))
 
 
 def fromURL(scheme: str, rest: str) -> Callable[[Any], MemcachedStore]:
@@ -312,12 +314,26 @@ class MemcachedStore:
     async def _commit(self, changes: list[Change]) -> list[Any]:
         merge = Merge(changes, self._now, self._limit, self._seen)
         deadline = self._deadline()
-        under_way = [(steps, asks) for steps in merge.steps() if (asks := _next(steps))]
+        # A server that hangs takes all the time there is, but only of its own.
+        groups: dict[frozenset[int], list[_UnderWay]] = {}
+        for steps in merge.steps():
+            asks = _next(steps)
+            groups.setdefault(self._placesOf(asks), []).append((steps, asks))
+        flights = [Deferred.fromCoroutine(self._go(group, deadline)) for group in groups.values()]
+        for flight in flights:
+            await flight
+        self._putAside(merge.corrupt)
+        return self._unlessGone(merge.outcomes)
+
+    async def _go(self, under_way: list[_UnderWay], deadline: float) -> None:
         while under_way:
             await self._run([ask for _, asks in under_way for ask in asks], deadline)
             under_way = [(steps, asks) for steps, _ in under_way if (asks := _next(steps))]
-        self._putAside(merge.corrupt)
-        return self._unlessGone(merge.outcomes)
+
+    def _placesOf(self, asks: Sequence[Ask]) -> frozenset[int]:
+        if len(self._servers) == 1:
+            return _ONLY
+        return frozenset(self._ring.of(ask.key) for ask in asks)
 
     def _limit(self, key: bytes) -> int | None:
         return self._servers[self._ring.of(key)].valueSize

@@ -491,32 +491,46 @@ class RedisStore:
         for at in wave:
             if not broken.isdisjoint(_keysOf(changes[at])):
                 outcomes[at] = StoreUnavailable("the change before has an unknown outcome")
-        await self._hint(changes, wave, outcomes, deadline)
         wave = [at for at in wave if outcomes[at] is None]
-        moving = [at for at in wave if self._isMove(changes[at])]
+        hinted = [at for at in wave if _isHinted(changes[at])]
+        # A node that hangs with a hint takes no time from those that need none.
+        others = sorted({*wave} - {*hinted})
+        applied = Deferred.fromCoroutine(self._applyKnown(changes, others, outcomes, deadline))
+        if hinted:
+            await self._hint(changes, hinted, outcomes, deadline)
+            hinted = [at for at in hinted if outcomes[at] is None]
+            await self._applyKnown(changes, hinted, outcomes, deadline)
+        await applied
+        for at in wave:
+            if isinstance(outcomes[at], StoreUnavailable):
+                broken.update(_keysOf(changes[at]))
+
+    async def _applyKnown(
+        self, changes: list[Change], wanted: list[int], outcomes: list[Any], deadline: float
+    ) -> None:
+        """
+        Apply changes of different sessions, about which all has been said in
+        the indexes that has to be said before.
+        """
+        moving = [at for at in wanted if self._isMove(changes[at])]
         moves = [Deferred.fromCoroutine(self._move(changes[at], deadline)) for at in moving]
-        await self._apply(changes, sorted({*wave} - {*moving}), outcomes, deadline)
+        await self._apply(changes, sorted({*wanted} - {*moving}), outcomes, deadline)
         for at, move in zip(moving, moves, strict=True):
             try:
                 outcomes[at] = await move
             except StoreUnavailable as error:
                 outcomes[at] = error
-        for at in wave:
-            if isinstance(outcomes[at], StoreUnavailable):
-                broken.update(_keysOf(changes[at]))
 
     async def _hint(
-        self, changes: list[Change], wave: list[int], outcomes: list[Any], deadline: float
+        self, changes: list[Change], hinted: list[int], outcomes: list[Any], deadline: float
     ) -> None:
         """
         Say in the indexes where sessions are going to be.
         """
         asks: list[tuple[int, Ask]] = []
-        for at in wave:
+        for at in hinted:
             change = changes[at]
             key = change.key if change.newKey is None else change.newKey
-            if outcomes[at] is not None or change.end is not None:
-                continue
             if change.birth is not None:
                 asks.append((at, self._index.hintHandle(handleOf(change.birth.seed), key)))
             if isinstance(change.principal, str):
@@ -733,14 +747,20 @@ class RedisStore:
     async def _withHandle(self, handle: bytes) -> Record | None:
         deadline = self._buckets.deadline()
         last = None
+        helped: set[bytes] = set()
         while (key := await self._index.keyOf(handle, deadline)) not in (None, last):
             assert key is not None
-            (record,) = await self._read([key], deadline)
+            between: list[tuple[bytes, bytes]] = []
+            (record,) = await self._read([key], deadline, between)
             if isinstance(record, StoreUnavailable):
                 raise record
             if record is not None and record.handle == handle:
                 return record
             last = key  # rotated meanwhile, or gone
+            if between and key not in helped:
+                helped.add(key)
+                last = None
+                await self._moves.goOn(*between[0], isOld=False)
         return None
 
     async def _iterate(self, after: bytes | None, limit: int) -> list[Record]:
@@ -836,6 +856,13 @@ def _outcome(change: Change, said: bytes, now: float) -> _Outcome:
     if kind == b"C":
         return Conflict("a value is not what it was to be")
     return explain(said[1:].decode("utf-8", "replace"))
+
+
+def _isHinted(change: Change) -> bool:
+    """
+    Whether something is to be said of it in an index before it is applied.
+    """
+    return change.end is None and (change.birth is not None or isinstance(change.principal, str))
 
 
 def _keysOf(change: Change) -> set[bytes]:

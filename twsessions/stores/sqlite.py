@@ -44,7 +44,7 @@ from twsessions.interfaces import (
     Swept,
     Verdict,
 )
-from twsessions.stores._sqlitefile import explain, isPassing, openFile, transaction
+from twsessions.stores._sqlitefile import Place, explain, isPassing, openFile, transaction
 from twsessions.stores._threads import Worker
 
 __all__ = ["SQLiteStore"]
@@ -117,8 +117,9 @@ class SQLiteStore:
         # Made absolute now: a daemon changes its directory later.
         self.path = os.path.abspath(path)
         self._now = now
-        self._reader = _Link(self.path, reader, synchronous, patience)
-        self._writer = _Link(self.path, writer, synchronous, patience)
+        place = Place(self.path, now)
+        self._reader = _Link(self.path, place, reader, synchronous, patience)
+        self._writer = _Link(self.path, place, writer, synchronous, patience)
         self._closing: Deferred[None] | None = None
         self._corrupt: set[bytes] = set()
         self._seen = _Seen()
@@ -195,7 +196,9 @@ class SQLiteStore:
         """
         See L{ISessionStore.sessionsOf}.
         """
-        return self._reading(self._select, "principal = ?", principal).addCallback(
+        # As bytes: of half a surrogate pair, which is nobody's, the driver makes no text.
+        name = principal.encode("utf-8", "surrogatepass")
+        return self._reading(self._select, "principal = CAST(? AS TEXT)", name).addCallback(
             lambda records: sorted(records, key=lambda record: record.created)
         )
 
@@ -574,9 +577,12 @@ class _Link:
     One connection and the worker that alone uses it.
     """
 
-    def __init__(self, path: str, worker: Worker, synchronous: str, patience: float) -> None:
+    def __init__(
+        self, path: str, place: Place, worker: Worker, synchronous: str, patience: float
+    ) -> None:
         self.worker = worker
         self._path = path
+        self._place = place
         self._options = (synchronous, patience)
         self._connection: sqlite3.Connection | None = None
 
@@ -601,7 +607,15 @@ class _Link:
     def _run(self, f: Callable[..., T], args: Any, kwargs: Any) -> T:
         try:
             if self._connection is None:
+                self._place.opening()
                 self._connection = openFile(self._path, *self._options)
+                self._place.opened(self)
+            elif not self._place.isOpenBy(self):
+                self._drop()
+                raise StoreUnavailable(
+                    f"the session database {self._path} was deleted or replaced while it was in "
+                    "use; what is there now is used from here on"
+                )
             return f(self._connection, *args, **kwargs)
         except (sqlite3.Error, OSError) as error:
             if not isPassing(error):
@@ -612,6 +626,7 @@ class _Link:
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
+            self._place.closed(self)
             try:
                 connection.close()
             except sqlite3.Error as error:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
@@ -376,6 +376,23 @@ def test_breakerByTimeouts() -> None:
     bench.answer(-1, [None])
     assert probe == [None]
     assert not bench.link.isOpen
+
+
+def test_theBreakerSaysWhy() -> None:
+    """
+    Once, in the log: pages that only load say nothing else of an outage.
+    """
+    for refusal, said in (StoreUnavailable("wrong password"), "wrong password"), (None, "2 s"):
+        bench = Bench(failuresToOpen=2)
+        with capturedLogs() as logs:
+            for _ in range(2):
+                bench.load()
+                if refusal is None:
+                    bench.clock.advance(2)
+                else:
+                    bench.answer(-1, refusal)
+        (event,) = logs
+        assert formatEvent(event).endswith(said)
 
 
 def test_oneServerOfSeveralIsAway() -> None:

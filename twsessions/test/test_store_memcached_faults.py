@@ -18,7 +18,7 @@ from twisted.internet import reactor as theReactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
@@ -315,20 +315,46 @@ async def test_oneOfTwoHangs(place: Place) -> None:
     keys = [newKey() for _ in range(20)]
     await store.commit([create(key) for key in keys])
     servers[1].pause()
-    await store.load(keys)
-    began = time.monotonic()
-    for _ in range(20):
-        loaded = await store.load(keys)
-        for key, record in zip(keys, loaded, strict=True):
-            assert isinstance(record, StoreUnavailable if store._ring.of(key) else Record)
-    assert time.monotonic() - began < 5.0, "each took a quarter of the timeout"
+    with capturedLogs() as logs:
+        await store.load(keys)
+        began = time.monotonic()
+        for _ in range(20):
+            loaded = await store.load(keys)
+            for key, record in zip(keys, loaded, strict=True):
+                assert isinstance(record, StoreUnavailable if store._ring.of(key) else Record)
+        assert time.monotonic() - began < 5.0, "each took a quarter of the timeout"
+    (event,) = logs
+    assert f"away: the memcached server at 127.0.0.1:{servers[1].port}" in formatEvent(event)
     servers[1].resume()
 
     async def whole() -> None:
         if not all(isinstance(record, Record) for record in await store.load(keys)):
             raise StoreUnavailable
 
-    await eventually(whole)
+    with capturedLogs() as logs:
+        await eventually(whole)
+    (event,) = logs
+    assert "available again" in formatEvent(event)
+
+
+@deferred
+async def test_oneOfTwoHangsInACommit(place: Place) -> None:
+    """
+    What takes several trips to the other server has the time for them, in the
+    very first commit.
+    """
+    servers = place.serve(), place.serve()
+    store = place.store(*(server.port for server in servers), timeout=1.0)
+    keys = [newKey() for _ in range(20)]
+    await store.commit([create(key) for key in keys])
+    servers[1].pause()
+    changes = [change(key, uses=1) for key in keys]
+    moving = next(key for key in keys if not store._ring.of(key))
+    to = next(key for key in iter(newKey, None) if not store._ring.of(key))
+    changes.append(change(moving, newKey=to))
+    for key, outcome in zip([*keys, to], await store.commit(changes), strict=True):
+        assert isinstance(outcome, StoreUnavailable if store._ring.of(key) else Record)
+    servers[1].resume()
 
 
 @deferred

@@ -19,6 +19,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
 
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
@@ -273,6 +274,25 @@ async def test_sessionsOfFindsThoseOnTheirWay(place: Place) -> None:
     assert [record.key for record in await store.sessionsOf("ann")] == [to]
 
 
+@pytest.mark.parametrize("isSent", [False, True])
+@ensure
+async def test_aHandleFindsThoseOnTheirWay(place: Place, isSent: bool) -> None:
+    """
+    Wherever a process has died in a rotation, the session does not escape who
+    would end it.
+    """
+    store, step, isBroken = place.make(), 0, True
+    while isBroken:
+        old, to = keyIn(step), keyIn(step + 100)
+        made = await one(store, create(old))
+        broken = _Broken(place.make(), step, isSent)
+        await insistOnce(place.stores[-1], change(old, newKey=to))
+        found = await store.withHandle(made.handle)
+        assert found is not None and await alive(store, [old, to]) == [found.key]
+        step, isBroken = step + 1, broken.isBroken
+    assert step > 4
+
+
 @ensure
 async def test_aLateStepRevivesNothing(place: Place) -> None:
     """
@@ -430,13 +450,16 @@ async def test_aNodeThatHangs(place: Place) -> None:
     hung = cluster.masters[1]
     hung.send(signal.SIGSTOP)
     try:
-        for turn in range(8):
-            got = await store.load(order)
-            if turn == 0:
-                start = time.monotonic()
-            for key, record in zip(order, got, strict=True):
-                kind = StoreUnavailable if keys[hung] == key else Record
-                assert isinstance(record, kind), (turn, record)
+        with capturedLogs() as logs:
+            for turn in range(8):
+                got = await store.load(order)
+                if turn == 0:
+                    start = time.monotonic()
+                for key, record in zip(order, got, strict=True):
+                    kind = StoreUnavailable if keys[hung] == key else Record
+                    assert isinstance(record, kind), (turn, record)
+        said = [formatEvent(event) for event in logs]
+        assert [line for line in said if f"away: the Redis server at 127.0.0.1:{hung.port}" in line]
         assert time.monotonic() - start < 7 * 0.25, "each took half of the timeout"
         # Nobody with a session elsewhere is refused, however often that one is asked.
         link = StoreLink(reactor, store)
@@ -450,6 +473,30 @@ async def test_aNodeThatHangs(place: Place) -> None:
         hung.send(signal.SIGCONT)
     await insist(lambda: store.load(order), pause)
     await link.close()
+
+
+@ensure
+async def test_aNodeThatHangsInACommit(place: Place) -> None:
+    """
+    That it is not told where sessions are going to be takes no time from
+    changes of others, and nothing is done to those sessions before.
+    """
+    store, cluster = place.make(timeout=0.5), place.cluster
+    hung = cluster.masters[1]
+    keys = [key for key in map(keyIn, range(256)) if placeOf(cluster, store, key)[1] is not hung]
+    await insist(lambda: store.commit([create(key) for key in keys]), pause)
+    born = [create(keyIn(key[0])) for key in keys]
+    hung.send(signal.SIGSTOP)
+    try:
+        outcomes = await store.commit([*born, *(change(key, uses=1) for key in keys)])
+        assert StoreUnavailable in {type(outcome) for outcome in outcomes[: len(born)]}
+        assert {type(outcome) for outcome in outcomes[len(born) :]} == {Record}
+        born = [create(keyIn(key[0])) for key in keys]
+        outcomes = await store.commit([*born, *(change(what.key, uses=1) for what in born)])
+        assert {type(outcome) for outcome in outcomes} == {StoreUnavailable, Record}
+    finally:
+        hung.send(signal.SIGCONT)
+    until(cluster.isWhole, "the cluster is whole")
 
 
 @ensure
@@ -690,4 +737,30 @@ async def test_messagesAfterAMasterIsNoneAnyMore(place: Place) -> None:
     assert nodeOf(cluster, store._messages._server) is not left
     await insist(lambda: store.publish([numbered(1)]), pause)
     assert nodeOf(cluster, store._publisher) is not left
+    until(cluster.isWhole, "the cluster is whole")
+
+
+@ensure
+async def test_messagesGoByMasters(place: Place) -> None:
+    """
+    A seed may be a replica, which leaves the cluster unnoticed: it is not taken
+    even when no master answers.
+    """
+    store, cluster, ear = place.make(timeout=0.5), place.cluster, Ear()
+    cluster.fail(after=15.0)
+    store._route._seeds = [("127.0.0.1", replica.port) for replica in cluster.replicas]
+    store._route._seeds += [("127.0.0.1", master.port) for master in cluster.masters]
+    roles = {server: server.call("ROLE")[0] for server in cluster.servers}
+    masters = [server for server, role in roles.items() if role == b"master"]
+    await insist(lambda: store.load([keyIn(1)]), pause)
+    for master in masters:
+        master.send(signal.SIGSTOP)
+    try:
+        with pytest.raises(StoreUnavailable):
+            await store.subscribe(ear)
+    finally:
+        for master in masters:
+            master.send(signal.SIGCONT)
+    await ear.hears(None)
+    assert nodeOf(cluster, store._messages._server) in masters
     until(cluster.isWhole, "the cluster is whole")

@@ -397,3 +397,105 @@ def test_nobodyElseCanReadWhatALinkLeadsTo(stores: Stores) -> None:
     finally:
         os.umask(before)
     assert modes == dict.fromkeys(("real.db", "real.db-shm", "real.db-wal"), 0o600)
+
+
+GONE = "deleted or replaced while it was in use; what is there now is used"
+
+
+def around(path: Path) -> list[Path]:
+    return [path.with_name(path.name + end) for end in ("", "-wal", "-shm")]
+
+
+def backedUp(stores: Stores) -> tuple[SQLiteStore, Path]:
+    """
+    A store in use, and a copy of its file with one session less.
+    """
+    store = stores.make()
+    answer(store.commit([birth(1)]))
+    copy = stores.path.with_name("backup.db")
+    stores.direct("VACUUM INTO ?", str(copy))
+    answer(store.commit([birth(2)]))
+    assert None not in answer(store.load([key(1), key(2)]))
+    return store, copy
+
+
+def goesOn(stores: Stores, store: SQLiteStore, *there: bool) -> None:
+    """
+    Each connection says so once, and from then on what is there now is used.
+    """
+    attempts = [lambda: store.load([]), lambda: store.commit([])]
+    for attempt in attempts:
+        with pytest.raises(StoreUnavailable, match=GONE):
+            answer(attempt())
+    assert [record is not None for record in answer(store.load([key(1), key(2)]))] == list(there)
+    assert isinstance(answer(store.commit([birth(3)]))[0], Record)
+    for reader in store, stores.make():
+        assert None not in answer(reader.load([key(3)]))
+    assert stores.direct("PRAGMA integrity_check") == [("ok",)]
+
+
+def test_deletedWhileInUse(stores: Stores) -> None:
+    store, _ = backedUp(stores)
+    for path in around(stores.path):
+        path.unlink()
+    stores.clock.advance(1.0)
+    goesOn(stores, store, False, False)
+
+
+def test_movedOverWhileInUse(stores: Stores) -> None:
+    """
+    What SQLite has put beside the file before would damage the one now.
+    """
+    store, copy = backedUp(stores)
+    before = copy.read_bytes()
+    copy.replace(stores.path)
+    stores.clock.advance(1.0)
+    _, *beside = around(stores.path)
+    for path in beside:
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="remove the -wal and -shm"):
+                answer(store.load([key(1)]))
+            with pytest.raises(StoreUnavailable, match="remove the -wal and -shm"):
+                answer(store.commit([birth(3)]))
+        assert stores.path.read_bytes() == before
+        path.unlink()
+        stores.clock.advance(1.0)
+    goesOn(stores, store, True, False)
+
+
+def test_movedOverBeforeTheFirstCommit(stores: Stores) -> None:
+    _, copy = backedUp(stores)
+    reader = stores.make()
+    assert None not in answer(reader.load([key(1), key(2)]))
+    copy.replace(stores.path)
+    with pytest.raises(StoreUnavailable, match="remove the -wal and -shm"):
+        answer(reader.commit([birth(3)]))
+    with pytest.raises(StoreUnavailable, match="remove the -wal and -shm"):
+        answer(reader.load([key(1)]))  # at once, as the other has looked
+
+
+def test_aLinkThatLeadsElsewhere(stores: Stores) -> None:
+    place = stores.path.parent / "data"
+    place.mkdir()
+    stores.path.symlink_to(place / "one.db")
+    store, copy = backedUp(stores)
+    stores.path.unlink()
+    stores.path.symlink_to(copy)
+    stores.clock.advance(1.0)
+    goesOn(stores, store, True, False)
+    assert not place.joinpath("one.db-wal").exists()  # it was closed properly
+
+
+def test_restoredInPlace(stores: Stores) -> None:
+    """
+    As the sqlite3 shell's .restore does it.
+    """
+    store, copy = backedUp(stores)
+    source, target = sqlite3.connect(copy), sqlite3.connect(stores.path)
+    source.backup(target)
+    for connection in source, target:
+        connection.close()
+    stores.clock.advance(1.0)
+    assert [record is not None for record in answer(store.load([key(1), key(2)]))] == [True, False]
+    assert isinstance(answer(store.commit([birth(3)]))[0], Record)
+    assert stores.direct("PRAGMA integrity_check") == [("ok",)]

@@ -720,7 +720,8 @@ class StoreContractMixin:
         await self.made(principal="bob")
         await self.one(change(second, principal="ann", login=True))
         assert [r.key for r in await self.store.sessionsOf("ann")] == [first, second]
-        assert await self.store.sessionsOf("nobody") == []
+        for nobody in ("nobody", "", "\ud800", "ann\udc00"):
+            assert await self.store.sessionsOf(nobody) == []
 
     async def test_noGhostsInTheIndex(self) -> None:
         self._needs(PRINCIPALS)

@@ -163,11 +163,14 @@ class Server(Redialed[Wire]):
         dial: Callable[[], Coroutine[Any, Any, Wire]],
         timeout: float,
         patient: bool,
+        where: str = "",
     ) -> None:
         """
-        See L{Redialed}.
+        @param where: as in C{" at host:port"}, if it is always the same.
+
+        See L{Redialed} for the others.
         """
-        super().__init__(reactor, dial, timeout, patient, Wire.peer)
+        super().__init__(reactor, dial, timeout, patient, Wire.peer + where)
 
     def ask(self, payload: bytes, count: int, deadline: float) -> Deferred[list[Any]]:
         """

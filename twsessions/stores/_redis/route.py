@@ -349,7 +349,11 @@ class Cluster(Route):
         server = self._servers.get(address)
         if server is None:
             server = self._servers[address] = Server(
-                self.reactor, lambda: self.dialer.dial(*address), self.timeout, patient=False
+                self.reactor,
+                lambda: self.dialer.dial(*address),
+                self.timeout,
+                patient=False,
+                where=f" at {address[0]}:{address[1]}",
             )
             if self._isClosed:
                 server.close()
@@ -367,7 +371,9 @@ class Cluster(Route):
         See L{Route.connect}.
         """
         await self.prepare(self.reactor.seconds() + self.timeout)
-        dials = [partial(self._dialOther, address) for address in self._known()]
+        # Of a seed that is no master nobody would be told that it has left the cluster.
+        masters = [address for address in self._known() if address in self._masters]
+        dials = [partial(self._dialOther, address) for address in masters]
         return await firstOf(self.reactor, self.timeout, dials)
 
     async def _dialOther(self, address: Address) -> Wire:
