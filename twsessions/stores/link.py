@@ -315,14 +315,11 @@ class StoreLink:
         """
         return self._pass("claim", limit, lease)
 
-    def sessionsOf(self, principal: str) -> Deferred[list[Record]]:
+    def sessionsOf(self, principal: str | None) -> Deferred[list[Record]]:
         """
-        See L{ISessionStore.sessionsOf}.
+        See L{ISessionStore.sessionsOf}; L{None} is nobody.
         """
-        try:
-            str.encode(principal)
-        except (TypeError, UnicodeEncodeError):
-            # A lone surrogate, as JSON can hold: nobody's name, and no fault of the store.
+        if principal is None:
             return succeed([])
         return self._pass("sessionsOf", principal)
 

@@ -1125,7 +1125,14 @@ def test_sessionsOfAPrincipal(world: World) -> None:
         assert result(site.expireSession(wrong)) is False
     principals = [visit(b, lambda r: r.getSession().principal).body for b in browsers]
     assert principals == [b"'alice'", b"None", b"'alice'"]
-    assert result(site.sessionsOf("nobody")) == []
+    for nobody in ("nobody", "", "\ud800", None):
+        assert result(site.sessionsOf(nobody)) == []
+        assert result(site.expireSessionsOf(nobody)) == 0
+    for wrong in (5, b"alice"):
+        with pytest.raises(TypeError, match="a principal is a str"):
+            site.sessionsOf(wrong)
+        with pytest.raises(TypeError, match="a principal is a str"):
+            site.expireSessionsOf(wrong)
 
 
 def test_expireAllButOne(world: World) -> None:

@@ -165,7 +165,7 @@ class Logins:
         refusal.chainDeferred(told)
         return told
 
-    async def endAll(self, principal: str, keep: Session | None) -> int:
+    async def endAll(self, principal: str | None, keep: Session | None) -> int:
         """
         End the sessions of a principal, but for one.
         """

@@ -204,13 +204,17 @@ class SessionOwner:
         """
         return self.keeper.deliverer.listen(callback)
 
-    def sessionsOf(self, principal: str) -> Deferred[list[SessionDescription]]:
+    def sessionsOf(self, principal: str | None) -> Deferred[list[SessionDescription]]:
         """
         The living sessions of a principal, the oldest first.
 
+        @param principal: as it was given to C{login()}; L{None}, that of a session
+            which is not logged in, has none.
         @return: fires with a list of L{SessionDescription}.
+        @raise TypeError: C{principal} is something else, such as a number.
         @raise NotSupported: (through the Deferred) the store has no index.
         """
+        _check(principal)
         return self.keeper.link.sessionsOf(principal).addCallback(
             lambda records: [SessionDescription.of(record) for record in records]
         )
@@ -231,13 +235,17 @@ class SessionOwner:
 
         return Deferred.fromCoroutine(end())
 
-    def expireSessionsOf(self, principal: str, keep: Session | None = None) -> Deferred[int]:
+    def expireSessionsOf(self, principal: str | None, keep: Session | None = None) -> Deferred[int]:
         """
         End all sessions of a principal, in every process.
 
+        @param principal: as L{sessionsOf}.
         @param keep: but not this one.
         @return: fires with how many were ended.
+        @raise TypeError: C{principal} is neither a C{str} nor L{None}.
+        @raise NotSupported: (through the Deferred) the store has no index.
         """
+        _check(principal)
         return Deferred.fromCoroutine(self.keeper.logins.endAll(principal, keep))
 
     def flush(self) -> Deferred[None]:
@@ -248,6 +256,12 @@ class SessionOwner:
         @raise StoreUnavailable: (through the Deferred) not all of it could be.
         """
         return Deferred.fromCoroutine(self.keeper.flush())
+
+
+def _check(principal: object) -> None:
+    # login() took no such thing, so there would be nobody: a silent failure.
+    if principal is not None and not isinstance(principal, str):
+        raise TypeError(f"a principal is a str, not {principal!r}")
 
 
 async def _nothing() -> None:
