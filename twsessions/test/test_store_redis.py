@@ -23,12 +23,12 @@ import twsessions
 from twsessions.core.delta import Birth, Change
 from twsessions.errors import CorruptRecord, NewerFormat, StoreUnavailable
 from twsessions.interfaces import ISessionStore
+from twsessions.stores._redis.commits import _waves
 from twsessions.stores._redis.record import decode, decodeEnd, read, stateBetween
 from twsessions.stores._redis.route import Cluster, Sentinels, Single, _evenTags, _slotOf
 from twsessions.stores._redis.url import parse
 from twsessions.stores._redis.wire import explain
 from twsessions.stores.fromurl import checkURL, storeFromURL
-from twsessions.stores.redis import _waves
 from twsessions.test.certificates import makeCertificates
 from twsessions.test.redisserver import Server, until
 from twsessions.testing.contract import change, create, newKey

@@ -249,7 +249,7 @@ async def swept(store: RedisStore) -> None:
     """
     Sweep until nothing is due or going on.
     """
-    while (await store.sweep(100)).more or store._underway:
+    while (await store.sweep(100)).more or store._underway.count:
         await pause(0.005)
 
 
@@ -369,7 +369,7 @@ async def test_hintsThatLeadNowhereGo(place: Place) -> None:
     for seconds, left in (0.0, {key, dead}), (3000.0, {key, dead}), (4000.0, {key}):
         place.now = seconds
         assert [record.key for record in await store.sessionsOf("ann")] == [key]
-        while store._underway:
+        while store._underway.count:
             await pause(0.005)
         found = await store._index.keysOf("ann", store._buckets.deadline())
         assert set(found) == left

@@ -6,15 +6,18 @@ asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
 from twsessions.errors import StoreUnavailable
 from twsessions.stores._redis.route import Ask, Route
 from twsessions.stores._redis.scripts import Script
 from twsessions.stores._redis.wire import command
+from twsessions.stores._several import unlessAllFailed
 
 __all__ = ["Buckets"]
+
+T = TypeVar("T")
 
 
 class Buckets:
@@ -24,6 +27,7 @@ class Buckets:
 
     @ivar count: how many there are.
     @ivar areOne: whether everything is in one.
+    @ivar channel: where it is said which sessions have ended.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Buckets:
         self._bases = [b"%b{%b}" % (prefix, tag) for tag in route.tags]
         self.count = len(self._bases)
         self.areOne = self.count == 1
+        self.channel = prefix + b":ended"
         self._replicas = replicas
         self._wait = b""
         if replicas:
@@ -78,6 +83,22 @@ class Buckets:
         # half of the bucket is elsewhere.
         keys = (base,) if self.areOne else (base, base + b"due")
         return Ask.script(bucket, script, keys, (b"%r" % self.skew(), *args))
+
+    def ending(self, bucket: int, script: Script, *args: bytes) -> Ask:
+        """
+        A script to be run that may end sessions.
+        """
+        indexed = b"1" if self.areOne else b"0"
+        return self.script(bucket, script, self.channel, indexed, *args)
+
+    def unlessGone(self, outcomes: list[T]) -> list[T]:
+        """
+        What there is for each session, unless there is no server that works.
+
+        @raise StoreUnavailable: what all of them have failed with.
+        """
+        isGone = self.areOne or all(server.isDown for server in self.route.servers())
+        return unlessAllFailed(outcomes) if isGone else outcomes
 
     async def run(
         self, asks: Sequence[Ask], deadline: float, head: bytes = b"", safe: bool = False
