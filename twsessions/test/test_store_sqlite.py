@@ -27,6 +27,7 @@ from twsessions.core.delta import Birth, Change
 from twsessions.core.record import Record, pack
 from twsessions.errors import IdCollision, SessionGone, StoreError, StoreUnavailable
 from twsessions.interfaces import Swept, Verdict
+from twsessions.stores._sqlite.transactions import Transactions
 from twsessions.stores._threads import InlineWorker, ThreadWorker
 from twsessions.stores.fromurl import storeFromURL
 from twsessions.stores.sqlite import SQLiteStore
@@ -229,7 +230,7 @@ def test_whatIsRememberedIsComparedWithTheFile(at: Fixture) -> None:
     at.commit(birth(1, set={"da": b"1"}))
     at.clock.advance(1.0)
     (first,) = at.load(1)
-    with patch("twsessions.stores.sqlite.unpack", side_effect=AssertionError):
+    with patch("twsessions.stores._sqlite.rows.unpack", side_effect=AssertionError):
         at.clock.advance(1.0)
         (second,) = at.commit(Change(key(1), b"again", set={"da": b"1"}))
     assert first is not None
@@ -251,7 +252,7 @@ def test_whatIsRememberedIsComparedWithTheFile(at: Fixture) -> None:
 def test_whatIsRolledBackIsNotThere(at: Fixture) -> None:
     (born,) = at.commit(birth(1))
     with (
-        patch.object(SQLiteStore, "_isHeard", side_effect=sqlite3.OperationalError("is full")),
+        patch.object(Transactions, "_isHeard", side_effect=sqlite3.OperationalError("is full")),
         pytest.raises(StoreUnavailable),
     ):
         at.commit(
@@ -264,7 +265,7 @@ def test_whatIsRolledBackIsNotThere(at: Fixture) -> None:
 
 
 def test_littleIsRemembered(at: Fixture) -> None:
-    with patch("twsessions.stores.sqlite._SEEN", 4):
+    with patch("twsessions.stores._sqlite.rows._SEEN", 4):
         at.commit(*(birth(number) for number in range(10)))
         assert None not in at.load(*range(10))
         assert 0 < len(at.store._seen._records) <= 4
@@ -300,7 +301,7 @@ def test_aRowsPlaceMayBeAnothers(at: Fixture) -> None:
 
 def test_fewPlacesAreRemembered(at: Fixture) -> None:
     at.commit(*map(birth, range(1, 11)))
-    with patch("twsessions.stores.sqlite._PLACES", 3):
+    with patch("twsessions.stores._sqlite.rows._PLACES", 3):
         for number in (*range(1, 11), *range(1, 11)):
             assert at.load(number) != [None]
             assert len(at.store._places._rowids) <= 3

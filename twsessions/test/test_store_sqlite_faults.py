@@ -25,7 +25,7 @@ import twsessions
 from twsessions.core.delta import Birth, Change
 from twsessions.core.record import Record
 from twsessions.errors import StoreUnavailable
-from twsessions.stores._sqlitefile import APPLICATION, SCHEMA
+from twsessions.stores._sqlite.file import APPLICATION, SCHEMA
 from twsessions.stores._threads import InlineWorker
 from twsessions.stores.sqlite import SQLiteStore
 

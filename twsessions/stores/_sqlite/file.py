@@ -9,13 +9,12 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from math import inf
 from threading import Lock
 from typing import Final
 
 from twsessions.errors import StoreUnavailable
 
-__all__ = ["APPLICATION", "SCHEMA", "Place", "explain", "isPassing", "openFile", "transaction"]
+__all__ = ["APPLICATION", "LAPSED", "SCHEMA", "explain", "isPassing", "openFile", "transaction"]
 
 APPLICATION: Final = 0x74775365
 """C{PRAGMA application_id}: marks the file as ours (C{"twSe"})."""
@@ -59,6 +58,9 @@ _TABLES: Final = (
     "CREATE TABLE meta (name TEXT NOT NULL PRIMARY KEY, value REAL NOT NULL)",
 )
 
+LAPSED: Final = "coalesce((SELECT value FROM meta WHERE name = 'listening'), 0) <= :now"
+"""Whether nobody wants to hear of ends."""
+
 # What SQLite says (these texts have not changed in twenty years; its codes
 # reach Python from 3.11 on), what that means here, and what to do about it.
 _FAULTS: Final = {
@@ -74,92 +76,7 @@ _FAULTS: Final = {
     "disk I/O error": "cannot be read or written, the disk fails: see the system's log",
 }
 
-_LOOK: Final = 1.0  # seconds between two looks at where the path leads to
-_Files = list[tuple[int, int] | None]  # what there is: the database, its -wal, its -shm
-
 _creating = Lock()
-
-
-class Place:
-    """
-    Whether the path leads to the file that is open. SQLite does not look, and
-    what goes into a file that was deleted, or that another was moved over, is
-    lost with the process.
-
-    For both workers at once: a dict's single operations are atomic.
-    """
-
-    def __init__(self, path: str, now: Callable[[], float]) -> None:
-        """
-        @param now: the time in seconds.
-        """
-        self._path = path
-        self._now = now
-        self._looked = -inf
-        self._there: _Files = []
-        self._open: dict[object, _Files] = {}
-
-    def opening(self) -> None:
-        """
-        Somebody is about to open what is there.
-
-        @raise StoreUnavailable: not beside what another has open.
-        """
-        self._look()
-        for files in self._open.copy().values():
-            self._leads(files)
-
-    def opened(self, who: object) -> None:
-        """
-        Somebody has opened what is there.
-        """
-        self._look()
-        self._open[who] = self._there
-
-    def closed(self, who: object) -> None:
-        """
-        Somebody has it open no more.
-        """
-        self._open.pop(who, None)
-
-    def isOpenBy(self, who: object) -> bool:
-        """
-        Whether what somebody has open is there, as far as known: it is looked
-        at now and then.
-
-        @raise StoreUnavailable: it is not, and what is there cannot be opened.
-        """
-        if not 0 <= self._now() - self._looked < _LOOK:
-            self._look()
-        files = self._open[who]
-        return files is self._there or self._leads(files)
-
-    def _look(self) -> None:
-        path = os.path.realpath(self._path)
-        self._looked = self._now()
-        there = [_identity(path + end) for end in ("", "-wal", "-shm")]
-        if there != self._there:
-            self._there = there
-
-    def _leads(self, files: _Files) -> bool:
-        database, *beside = self._there
-        if database == files[0]:
-            return True
-        if any(one is not None and one in files for one in beside):
-            # With these, SQLite would make one damaged file of the two.
-            raise StoreUnavailable(
-                f"the session database {self._path} was deleted or replaced while it was in use: "
-                "remove the -wal and -shm files beside it, which are not its own"
-            )
-        return False
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def openFile(path: str, synchronous: str, patience: float) -> sqlite3.Connection:

@@ -1,0 +1,3 @@
+"""
+What L{twsessions.stores.sqlite} is made of.
+"""
