@@ -750,6 +750,27 @@ def test_theLastUseBeforeAStopCounts(shared: World) -> None:
     other.close()
 
 
+def test_aStopWritesASessionOnce(shared: World) -> None:
+    """
+    One that was used, and is changed afterwards: were the use written by itself,
+    on a store that takes its time it would be counted twice.
+    """
+    site = shared.site()
+    browser = browserOf(site)
+    sessions: list[Any] = []
+    visit(browser, use)
+    visit(browser, lambda r: sessions.append(r.getSession()) or b"")
+    sessions[0]["k"] = "late"
+    jar, link = browser.jar, site.keeper.link
+    browser.close()
+    before = link.commits
+    shared.stop(site)
+    assert link.commits == before + 1
+    other = browserOf(shared.site(), jar)
+    assert visit(other, lambda r: r.getSession().requestCount).body == b"3"
+    other.close()
+
+
 def test_aPortThatIsOpenedBeforeTheStopIsDone() -> None:
     """
     The site goes on, and so does all that it does by the clock.
