@@ -959,6 +959,25 @@ def test_componentsOfTwoProcessesMerge(shared: World) -> None:
     assert tell.body == b"(['one', 'two'], 5)"
 
 
+def staying(world: World, browser: Browser) -> tuple[Any, Any]:
+    """
+    A request that uses its session and is not finished yet, and what its browser
+    waits for.
+    """
+    requests: list[Any] = []
+
+    def stay(request: Any) -> object:
+        request.getSession()
+        requests.append(request)
+        return NOT_DONE_YET
+
+    browser.site.page.does = stay  # type: ignore[attr-defined]
+    pending = browser.start("GET", "/")
+    world.clock.pump([0.0] * 5)
+    [request] = requests
+    return request, pending
+
+
 def test_aLiveComponentFollowsTheOtherProcess(shared: World) -> None:
     """
     A request under way keeps the session, and its component, in memory.
@@ -966,21 +985,13 @@ def test_aLiveComponentFollowsTheOtherProcess(shared: World) -> None:
     one = shared.browser(shared.site())
     two = shared.browser(shared.site(), jar=one.jar)
     visit(one, lambda r: ICart(r.getSession()).items.append("one") or b"")
-    requests: list[Any] = []
-
-    def stay(request: Any) -> object:
-        assert ICart(request.getSession()).items == ["one"]
-        requests.append(request)
-        return NOT_DONE_YET
-
-    one.site.page.does = stay  # type: ignore[attr-defined]
-    pending = one.start("GET", "/")
-    shared.clock.pump([0.0] * 5)
+    request, pending = staying(shared, one)
+    assert ICart(request.getSession()).items == ["one"]
     visit(two, lambda r: ICart(r.getSession()).items.append("two") or b"")
     also = shared.browser(one.site, jar=one.jar)
     assert visit(also, lambda r: ICart(r.getSession()).items).body == b"['one', 'two']"
-    assert ICart(requests[0].getSession()).items == ["one", "two"]
-    requests[0].finish()
+    assert ICart(request.getSession()).items == ["one", "two"]
+    request.finish()
     result(pending.response)
 
 
@@ -1051,18 +1062,10 @@ def test_lookingAtAComponentOverwritesNone(shared: World) -> None:
     one = shared.browser(shared.site())
     two = shared.browser(shared.site(), jar=one.jar)
     visit(one, lambda r: r.getSession().update(k=1) or b"")
-    requests: list[Any] = []
-
-    def stay(request: Any) -> object:
-        assert ICart(request.getSession()).items == []
-        requests.append(request)
-        return NOT_DONE_YET
-
-    one.site.page.does = stay  # type: ignore[attr-defined]
-    pending = one.start("GET", "/")
-    shared.clock.pump([0.0] * 5)
+    request, pending = staying(shared, one)
+    assert ICart(request.getSession()).items == []
     visit(two, lambda r: ICart(r.getSession()).items.append("two") or b"")
-    requests[0].finish()
+    request.finish()
     result(pending.response)
     assert visit(two, lambda r: ICart(r.getSession()).items).body == b"['two']"
 
