@@ -22,6 +22,7 @@ from twsessions.test.real import freePort, missing
 __all__ = ["Cluster", "Server", "call", "until"]
 
 _PATIENCE = 20.0  # seconds for a server to do what it is to do
+_NEVER = 15000  # ms; so long that no node of a cluster is taken for dead unless a test asks for it
 
 
 def until(holds: Callable[[], Any], what: str) -> Any:
@@ -147,7 +148,7 @@ class Cluster:
     """
     Masters, each with a replica.
 
-    @ivar masters: they are, at the start.
+    @ivar masters: in the order of their slots; see L{recover}.
     @ivar replicas: of the master at the same place.
     """
 
@@ -155,7 +156,7 @@ class Cluster:
         options = (
             "cluster-enabled yes",
             "cluster-config-file nodes.conf",
-            "cluster-node-timeout 700",
+            f"cluster-node-timeout {_NEVER}",
             "cluster-require-full-coverage no",
             "cluster-replica-validity-factor 0",
             "repl-diskless-sync-delay 0",
@@ -198,27 +199,54 @@ class Cluster:
 
     def fail(self, after: float) -> None:
         """
-        Have a node that does not answer taken for dead.
+        Have a node that does not answer taken for dead, and its replica take over.
 
         @param after: seconds.
         """
+        self._takeForDead(int(after * 1000))
+
+    def _takeForDead(self, after: int) -> None:
         for server in self.servers:
-            server.call("CONFIG", "SET", "cluster-node-timeout", int(after * 1000))
+            server.call("CONFIG", "SET", "cluster-node-timeout", after)
 
     def isWhole(self) -> bool:
         """
-        Whether every living node takes every slot to be served, and every
-        replica has what its master has.
+        Whether all living nodes are of one mind about who is the master of
+        what, each is what it is taken for, and every replica has what its
+        master has.
         """
-        alive = [server for server in self.servers if server.process is not None]
-        for server in alive:
+        layouts = set()
+        for server in self.servers:
+            if server.process is None:
+                continue
             info = server.call("CLUSTER", "INFO")
             if b"cluster_state:ok" not in info or b"cluster_slots_ok:16384" not in info:
                 return False
+            slots = server.call("CLUSTER", "SLOTS")
+            layout = {(first, last, master[1]) for first, last, master, *_ in slots}
+            layouts.add(frozenset(layout))
             replication = server.call("INFO", "replication")
-            if b"role:slave" in replication and b"master_link_status:up" not in replication:
+            isMaster = b"role:master" in replication
+            if isMaster is not (server.port in {port for _, _, port in layout}):
                 return False
-        return True
+            if not isMaster and b"master_link_status:up" not in replication:
+                return False
+        return len(layouts) == 1
+
+    def recover(self) -> None:
+        """
+        Have all nodes run and agree, whatever was done to them, and note who is
+        a master now.  Undoes L{fail}.
+        """
+        for server in self.servers:
+            if server.process is None:
+                server.start()
+            server.send(signal.SIGCONT)
+        until(self.isWhole, "the cluster is whole")
+        self._takeForDead(_NEVER)
+        for place, master in enumerate(self.masters):
+            if master.call("ROLE")[0] != b"master":
+                self.masters[place], self.replicas[place] = self.replicas[place], master
 
     def stop(self) -> None:
         """
