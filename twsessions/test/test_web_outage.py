@@ -20,7 +20,7 @@ from twisted.web.resource import Resource
 from twsessions import SessionSite
 from twsessions.test.places import serverFor
 
-TIMEOUT = 0.5  # the site's, in seconds
+TIMEOUT = 1.0  # the site's, in seconds
 SLACK = 1.5  # for a slow machine
 PATIENCE = 20.0
 clock: Any = reactor
