@@ -357,7 +357,7 @@ class Talker(SockJSConnection):
     def onClose(self, code, reason):
         everybody.discard(self)
 
-    def onMessage(self, message):
+    async def onMessage(self, message):
         if isinstance(message, bytes):
             groups["room"].broadcast(message)
             return
@@ -372,7 +372,9 @@ class Talker(SockJSConnection):
         elif do == "many":
             who, count = text.split()
             for number in range(int(count)):
-                group.broadcast(f"{who} {number} " + "." * (number % 4 * 4000))
+                said = group.broadcast(f"{who} {number} " + "." * (number % 4 * 4000))
+                if number % 100 == 99:
+                    await said  # more than there is time for would be refused
         elif do == "say":
             group.broadcast(text)
         elif do == "try":
