@@ -155,6 +155,21 @@ def test_aSubclassHasItsOwnTimeout(web: Web) -> None:
     assert session.isExpired
 
 
+def test_theTimeoutOfAllSessions(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Programs set it on Twisted's class, for whatever sessions there will be.
+    """
+    assert Session.sessionTimeout == 900
+    monkeypatch.setattr(StockSession, "sessionTimeout", 10)
+    session = web.session()
+    web.clock.advance(9.9)
+    assert not session.isExpired
+    web.clock.advance(0.1)
+    assert session.isExpired
+    web.site.sessionFactory = ShortSession
+    assert web.session().sessionTimeout == 60
+
+
 def test_anInstanceHasItsOwnTimeoutFromTheNextTouch(web: Web) -> None:
     """
     As with Twisted's timers: longer or shorter, from the next use on.

@@ -1245,8 +1245,10 @@ def test_loadSessionAndFlush(world: World) -> None:
         session["k"] = session["k"] + "x"
         result(store(session))
     assert visit(browser, show).body == b"vxx"
-    for wrong in (b"", b"x", b"a" * 64, uid[:-1], uid + b"\n"):
+    for wrong in (None, b"", b"x", b"a" * 64, uid[:-1], uid + b"\n"):
         assert result(site.loadSession(wrong)) is None
+    with pytest.raises(TypeError, match="a uid is bytes"):
+        result(site.loadSession(uid.decode()))
     session = result(site.loadSession(uid))
     result(session.expire())
     assert result(site.loadSession(uid)) is None
@@ -1265,8 +1267,9 @@ def test_madeOutsideARequest(world: World) -> None:
     browser = world.browser(site)
     browser.setRawCookie(KNOWN + b"=" + session.uid)
     assert visit(browser, show).body == b"v"
-    with pytest.raises(KeyError):
-        site.getSession(b"nothing")
+    for wrong in (b"nothing", None, session.uid.decode()):  # None: of a cookie that is not there
+        with pytest.raises(KeyError):
+            site.getSession(wrong)
 
 
 def test_exclusiveAcrossProcesses(shared: World) -> None:

@@ -140,7 +140,7 @@ class Session(_Core, server.Session, MutableMapping[str, Any]):
 
     _log = Logger()
 
-    sessionTimeout: float | None = 900  # type: ignore[assignment]
+    sessionTimeout: float | None  # type: ignore[assignment]  # Twisted's own may have been set
     absoluteTimeout: float | None = 30 * _DAY
 
     # Twisted's classes give every instance a dictionary and lists it seldom
