@@ -6,7 +6,7 @@ ids, principals, and all that people do with a Site.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -943,6 +943,66 @@ def test_componentsAreStored(world: World) -> None:
         ),
     )
     assert tell.body == b"(['book', 'book', 'book'], 3, {'a': 'b'})"
+
+
+@pytest.mark.parametrize(
+    "unset",
+    [
+        lambda session: session.unsetComponent(ICart),
+        lambda session: ICart(session) and session.unsetComponent(ICart),
+        lambda session: session.removeComponent(ICart(session)),
+    ],
+    ids=["notAskedFor", "unset", "removed"],
+)
+def test_aComponentThatIsUnsetIsNotStored(world: World, unset: Callable[[Session], Any]) -> None:
+    """
+    Programs log people out by it. Another one stays.
+    """
+    browser = world.browser()
+
+    def look(request: Any) -> object:
+        return ICart(request.getSession()).items, request.getSession(IVisits).count
+
+    def change(request: Any) -> bytes:
+        request.getSession().setComponent(ICart, Cart(["book"]))
+        request.getSession(IVisits).count += 1
+        return b""
+
+    for _ in range(2):
+        visit(browser, change)
+        visit(browser, lambda r: str(unset(r.getSession())).encode())
+        assert visit(browser, lambda r: ICart(r.getSession()).items).body == b"[]"
+    assert visit(browser, look).body == b"([], 2)"
+
+    def end(request: Any) -> bytes:
+        session = request.getSession()
+        session.expire()
+        unset(session)
+        return b""
+
+    assert visit(browser, end).code == 200
+
+
+def test_aComponentThatAnotherProcessUnsetsIsGone(shared: World) -> None:
+    """
+    Also where an attribute keeps the session, and its component, in memory.
+    """
+    one = shared.browser(shared.site())
+    two = shared.browser(shared.site(), jar=one.jar)
+
+    def keep(request: Any) -> bytes:
+        session = request.getSession()
+        session.kept = ICart(session).items.append("book")
+        session.getComponent(IPrefs).colours["a"] = "b"
+        return b""
+
+    visit(one, keep)
+    visit(two, lambda r: r.getSession().unsetComponent(ICart) or b"")
+    tell = visit(one, lambda r: (hasattr(r.getSession(), "kept"), ICart(r.getSession()).items))
+    assert tell.body == b"(True, [])"
+    visit(one, lambda r: r.getSession().update(a=1) or b"")
+    tell = visit(two, lambda r: (ICart(r.getSession()).items, r.getSession(IPrefs).colours))
+    assert tell.body == b"([], {'a': 'b'})"
 
 
 def test_componentsOfTwoProcessesMerge(shared: World) -> None:
