@@ -170,7 +170,7 @@ class SessionOwner:
     def loadSession(self, uid: bytes) -> Deferred[Session | None]:
         """
         A session, for code outside a request. What is changed in it is stored
-        by its C{commit()}.
+        by its C{commit()}; it is used if its C{touch()} is called.
 
         @param uid: the id.
         @return: fires with the session, or L{None} if there is none (any more).
