@@ -246,6 +246,23 @@ def test_oneDelayedCallForAllSessions(web: Web) -> None:
     assert web.clock.getDelayedCalls() == []
 
 
+def test_noDelayedCallIsLeftWhenAllHaveEnded(web: Web) -> None:
+    """
+    As Twisted: tests of applications end the sessions they made, and the reactor
+    is clean. Later ones end in their time.
+    """
+    sessions = [web.session() for _ in range(3)]
+    for session in sessions:
+        assert len(web.clock.getDelayedCalls()) == 1
+        session.expire()
+    assert web.clock.getDelayedCalls() == []
+    later = web.session()
+    web.clock.advance(899.9)
+    assert not later.isExpired
+    web.clock.advance(0.1)
+    assert later.isExpired
+
+
 def test_manyThatFallDueTogetherAllEnd(web: Web) -> None:
     """
     Work is done in slices, but it is done.

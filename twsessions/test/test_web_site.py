@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -1286,6 +1287,29 @@ def test_tooManySessionsCanBeRefused(world: World) -> None:
     visit(browsers[0], lambda r: r.getSession().logout() and b"")
     assert visit(browsers[2], login).body == b"welcome"
     assert visit(browsers[2], lambda r: r.getSession().principal).body == b"'alice'"
+
+
+@pytest.mark.parametrize("name", ["sessionTimeout", "absoluteTimeout"])
+@pytest.mark.parametrize("value", ["900", timedelta(days=7)], ids=["str", "timedelta"])
+def test_aTimeoutThatIsNoNumberFailsThatPageOnly(world: World, name: str, value: object) -> None:
+    """
+    The store is not taken for broken: others have their sessions.
+    """
+    site = world.site()
+    browser = world.browser(site)
+    visit(browser, use)
+    wrong = type("Wrong", (Session,), {name: value})
+
+    def ask(request: Any) -> bytes:
+        site.sessionFactory = wrong
+        try:
+            return use(request)
+        finally:
+            site.sessionFactory = Session
+
+    for _ in range(5):
+        assert visit(world.browser(site), ask).code == 500
+    assert visit(browser, show).body == b"v"
 
 
 # Outside requests

@@ -24,7 +24,7 @@ from twsessions.core.codec import encode
 from twsessions.core.data import Data, View
 from twsessions.core.delta import COMPONENT, DATA, UNSET, Birth, Change, Unset
 from twsessions.core.ids import csrfTokenOf, keyOf, logName, makeSeed
-from twsessions.core.lifecycle import checkTimeout, deadlineOf, reasonAt
+from twsessions.core.lifecycle import checkSeconds, checkTimeout, deadlineOf, reasonAt
 from twsessions.errors import SessionGone, SessionTooLarge
 from twsessions.web.components import isPersistent, refresh, revert, sync
 from twsessions.web.flash import Flash
@@ -598,6 +598,10 @@ class Session(_Core, server.Session, MutableMapping[str, Any]):
         if record is not None and record.ownIdle:
             return record.idle
         return self.sessionTimeout
+
+    def _checkTimeouts(self) -> None:
+        checkSeconds(self.sessionTimeout, "sessionTimeout")
+        checkSeconds(self.absoluteTimeout, "absoluteTimeout")
 
     def _absolute(self) -> float | None:
         record = self._record
