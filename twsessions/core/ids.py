@@ -25,12 +25,12 @@ def makeUid(entropy: Callable[[int], bytes]) -> bytes:
     return hexlify(entropy(32))
 
 
-def isUid(value: bytes) -> bool:
+def isUid(value: object) -> bool:
     """
     Whether this is spelled as an id is: exactly one spelling is. To be asked
     before any store is.
     """
-    return _isHex(value) is not None
+    return isinstance(value, bytes) and _isHex(value) is not None
 
 
 def keyOf(uid: bytes) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-__all__ = ["REASONS", "checkTimeout", "deadlineOf", "reasonAt", "touchIsDue"]
+__all__ = ["REASONS", "checkSeconds", "checkTimeout", "deadlineOf", "reasonAt", "touchIsDue"]
 
 REASONS: Final = ("idle", "absolute", "logout", "evicted", "revoked")
 """Why a session can end."""
@@ -45,22 +45,31 @@ def reasonAt(touched: float, idle: float | None, created: float, absolute: float
     return "idle" if idle is not None and touched + idle < created + absolute else "absolute"
 
 
-def checkTimeout(value: object, name: str) -> float | None:
+def checkSeconds(value: object, name: str) -> float | None:
     """
-    A timeout as it is given by people.
+    A timeout that can be calculated with.
 
     @param name: what to call it in an error.
     @return: C{value}.
     @raise TypeError: neither a number nor L{None}.
-    @raise ValueError: not positive, or longer than a clock can tell.
     """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a number of seconds or None, not {value!r}")
-    if not 0 < value <= _LONGEST:
-        raise ValueError(f"{name} must be more than 0 seconds and at most 10**12, not {value!r}")
     return value
+
+
+def checkTimeout(value: object, name: str) -> float | None:
+    """
+    A timeout as it is given by people: as L{checkSeconds}.
+
+    @raise ValueError: not positive, or longer than a clock can tell.
+    """
+    seconds = checkSeconds(value, name)
+    if seconds is not None and not 0 < seconds <= _LONGEST:
+        raise ValueError(f"{name} must be more than 0 seconds and at most 10**12, not {value!r}")
+    return seconds
 
 
 def touchIsDue(now: float, storedTouched: float, idle: float | None) -> bool:

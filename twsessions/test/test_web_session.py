@@ -155,6 +155,21 @@ def test_aSubclassHasItsOwnTimeout(web: Web) -> None:
     assert session.isExpired
 
 
+def test_theTimeoutOfAllSessions(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Programs set it on Twisted's class, for whatever sessions there will be.
+    """
+    assert Session.sessionTimeout == 900
+    monkeypatch.setattr(StockSession, "sessionTimeout", 10)
+    session = web.session()
+    web.clock.advance(9.9)
+    assert not session.isExpired
+    web.clock.advance(0.1)
+    assert session.isExpired
+    web.site.sessionFactory = ShortSession
+    assert web.session().sessionTimeout == 60
+
+
 def test_anInstanceHasItsOwnTimeoutFromTheNextTouch(web: Web) -> None:
     """
     As with Twisted's timers: longer or shorter, from the next use on.
@@ -229,6 +244,23 @@ def test_oneDelayedCallForAllSessions(web: Web) -> None:
     web.clock.advance(900)
     assert sessions[0].isExpired
     assert web.clock.getDelayedCalls() == []
+
+
+def test_noDelayedCallIsLeftWhenAllHaveEnded(web: Web) -> None:
+    """
+    As Twisted: tests of applications end the sessions they made, and the reactor
+    is clean. Later ones end in their time.
+    """
+    sessions = [web.session() for _ in range(3)]
+    for session in sessions:
+        assert len(web.clock.getDelayedCalls()) == 1
+        session.expire()
+    assert web.clock.getDelayedCalls() == []
+    later = web.session()
+    web.clock.advance(899.9)
+    assert not later.isExpired
+    web.clock.advance(0.1)
+    assert later.isExpired
 
 
 def test_manyThatFallDueTogetherAllEnd(web: Web) -> None:

@@ -6,8 +6,9 @@ ids, principals, and all that people do with a Site.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -945,6 +946,66 @@ def test_componentsAreStored(world: World) -> None:
     assert tell.body == b"(['book', 'book', 'book'], 3, {'a': 'b'})"
 
 
+@pytest.mark.parametrize(
+    "unset",
+    [
+        lambda session: session.unsetComponent(ICart),
+        lambda session: ICart(session) and session.unsetComponent(ICart),
+        lambda session: session.removeComponent(ICart(session)),
+    ],
+    ids=["notAskedFor", "unset", "removed"],
+)
+def test_aComponentThatIsUnsetIsNotStored(world: World, unset: Callable[[Session], Any]) -> None:
+    """
+    Programs log people out by it. Another one stays.
+    """
+    browser = world.browser()
+
+    def look(request: Any) -> object:
+        return ICart(request.getSession()).items, request.getSession(IVisits).count
+
+    def change(request: Any) -> bytes:
+        request.getSession().setComponent(ICart, Cart(["book"]))
+        request.getSession(IVisits).count += 1
+        return b""
+
+    for _ in range(2):
+        visit(browser, change)
+        visit(browser, lambda r: str(unset(r.getSession())).encode())
+        assert visit(browser, lambda r: ICart(r.getSession()).items).body == b"[]"
+    assert visit(browser, look).body == b"([], 2)"
+
+    def end(request: Any) -> bytes:
+        session = request.getSession()
+        session.expire()
+        unset(session)
+        return b""
+
+    assert visit(browser, end).code == 200
+
+
+def test_aComponentThatAnotherProcessUnsetsIsGone(shared: World) -> None:
+    """
+    Also where an attribute keeps the session, and its component, in memory.
+    """
+    one = shared.browser(shared.site())
+    two = shared.browser(shared.site(), jar=one.jar)
+
+    def keep(request: Any) -> bytes:
+        session = request.getSession()
+        session.kept = ICart(session).items.append("book")
+        session.getComponent(IPrefs).colours["a"] = "b"
+        return b""
+
+    visit(one, keep)
+    visit(two, lambda r: r.getSession().unsetComponent(ICart) or b"")
+    tell = visit(one, lambda r: (hasattr(r.getSession(), "kept"), ICart(r.getSession()).items))
+    assert tell.body == b"(True, [])"
+    visit(one, lambda r: r.getSession().update(a=1) or b"")
+    tell = visit(two, lambda r: (ICart(r.getSession()).items, r.getSession(IPrefs).colours))
+    assert tell.body == b"([], {'a': 'b'})"
+
+
 def test_componentsOfTwoProcessesMerge(shared: World) -> None:
     """
     Different components as different keys; one process sees what the other has
@@ -1228,6 +1289,29 @@ def test_tooManySessionsCanBeRefused(world: World) -> None:
     assert visit(browsers[2], lambda r: r.getSession().principal).body == b"'alice'"
 
 
+@pytest.mark.parametrize("name", ["sessionTimeout", "absoluteTimeout"])
+@pytest.mark.parametrize("value", ["900", timedelta(days=7)], ids=["str", "timedelta"])
+def test_aTimeoutThatIsNoNumberFailsThatPageOnly(world: World, name: str, value: object) -> None:
+    """
+    The store is not taken for broken: others have their sessions.
+    """
+    site = world.site()
+    browser = world.browser(site)
+    visit(browser, use)
+    wrong = type("Wrong", (Session,), {name: value})
+
+    def ask(request: Any) -> bytes:
+        site.sessionFactory = wrong
+        try:
+            return use(request)
+        finally:
+            site.sessionFactory = Session
+
+    for _ in range(5):
+        assert visit(world.browser(site), ask).code == 500
+    assert visit(browser, show).body == b"v"
+
+
 # Outside requests
 
 
@@ -1245,8 +1329,10 @@ def test_loadSessionAndFlush(world: World) -> None:
         session["k"] = session["k"] + "x"
         result(store(session))
     assert visit(browser, show).body == b"vxx"
-    for wrong in (b"", b"x", b"a" * 64, uid[:-1], uid + b"\n"):
+    for wrong in (None, b"", b"x", b"a" * 64, uid[:-1], uid + b"\n"):
         assert result(site.loadSession(wrong)) is None
+    with pytest.raises(TypeError, match="a uid is bytes"):
+        result(site.loadSession(uid.decode()))
     session = result(site.loadSession(uid))
     result(session.expire())
     assert result(site.loadSession(uid)) is None
@@ -1265,8 +1351,9 @@ def test_madeOutsideARequest(world: World) -> None:
     browser = world.browser(site)
     browser.setRawCookie(KNOWN + b"=" + session.uid)
     assert visit(browser, show).body == b"v"
-    with pytest.raises(KeyError):
-        site.getSession(b"nothing")
+    for wrong in (b"nothing", None, session.uid.decode()):  # None: of a cookie that is not there
+        with pytest.raises(KeyError):
+            site.getSession(wrong)
 
 
 def test_exclusiveAcrossProcesses(shared: World) -> None:

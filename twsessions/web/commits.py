@@ -93,6 +93,8 @@ class Commits:
         keeper = self._keeper
         try:
             change = session._change(keeper.token, keeper.seconds())
+            if change is not None:
+                session._checkTimeouts()  # else the store would fail, for everybody
         except (TypeError, SessionTooLarge):
             keeper.drop(session)
             return fail()

@@ -157,9 +157,17 @@ class Keeper:
         if session._ended is None:
             session._ended = reason
             self.forget(session)
-            self._due.forget(session)
+            self.letGo(session)
             session._finish()
         return succeed(None)
+
+    def letGo(self, session: Session) -> None:
+        """
+        It has ended: keep nothing of it.
+        """
+        self._due.forget(session)
+        if not session.site.sessions and not self._due:
+            self._dueTask.at(None)  # as Twisted: whoever ends all of them has a clean reactor
 
     def rotate(self, session: Session) -> bytes:
         """

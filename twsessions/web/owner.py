@@ -170,14 +170,17 @@ class SessionOwner:
     def loadSession(self, uid: bytes) -> Deferred[Session | None]:
         """
         A session, for code outside a request. What is changed in it is stored
-        by its C{commit()}.
+        by its C{commit()}; it is used if its C{touch()} is called.
 
         @param uid: the id.
         @return: fires with the session, or L{None} if there is none (any more).
         @raise StoreUnavailable: (through the Deferred) the store does not answer.
+        @raise TypeError: (likewise) C{uid} is a C{str}.
         """
 
         async def load() -> Session | None:
+            if isinstance(uid, str):
+                raise TypeError("a uid is bytes, not str")  # it would be nobody's: a silent failure
             if not isUid(uid):
                 return None
             session = await self.keeper.load(uid)

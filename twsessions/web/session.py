@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.python.reflect import qual
 from twisted.web import server
 
 from twsessions.core.codec import encode
 from twsessions.core.data import Data, View
 from twsessions.core.delta import COMPONENT, DATA, UNSET, Birth, Change, Unset
 from twsessions.core.ids import csrfTokenOf, keyOf, logName, makeSeed
-from twsessions.core.lifecycle import checkTimeout, deadlineOf, reasonAt
+from twsessions.core.lifecycle import checkSeconds, checkTimeout, deadlineOf, reasonAt
 from twsessions.errors import SessionGone, SessionTooLarge
 from twsessions.web.components import isPersistent, refresh, revert, sync
 from twsessions.web.flash import Flash
@@ -140,7 +141,7 @@ class Session(_Core, server.Session, MutableMapping[str, Any]):
 
     _log = Logger()
 
-    sessionTimeout: float | None = 900  # type: ignore[assignment]
+    sessionTimeout: float | None  # type: ignore[assignment]  # Twisted's own may have been set
     absoluteTimeout: float | None = 30 * _DAY
 
     # Twisted's classes give every instance a dictionary and lists it seldom
@@ -288,6 +289,32 @@ class Session(_Core, server.Session, MutableMapping[str, Any]):
 
     def _components(self) -> View:
         return View(self._values, COMPONENT)
+
+    def unsetComponent(self, interfaceClass: Any) -> None:
+        """
+        As Twisted. A persistent component is no longer stored, either.
+        """
+        name = qual(interfaceClass)
+        if isPersistent(name):
+            self._adapterCache.pop(name, None)  # perhaps nobody has asked for it
+            self._unstore(name)
+        else:
+            super().unsetComponent(interfaceClass)
+
+    def removeComponent(self, component: object) -> list[Any]:
+        """
+        As Twisted. A persistent component is no longer stored, either.
+        """
+        for name, known in self._adapterCache.items():
+            if known is component and isPersistent(name):
+                self._unstore(name)
+        interfaces: list[Any] = super().removeComponent(component)
+        return interfaces
+
+    def _unstore(self, name: str) -> None:
+        if self._ended is None and name in self._components():
+            del self._components()[name]
+            self._keeper.changed(self)
 
     # -- state ----------------------------------------------------------------
 
@@ -572,6 +599,10 @@ class Session(_Core, server.Session, MutableMapping[str, Any]):
             return record.idle
         return self.sessionTimeout
 
+    def _checkTimeouts(self) -> None:
+        checkSeconds(self.sessionTimeout, "sessionTimeout")
+        checkSeconds(self.absoluteTimeout, "absoluteTimeout")
+
     def _absolute(self) -> float | None:
         record = self._record
         return self.absoluteTimeout if record is None else record.absolute
@@ -627,13 +658,18 @@ class Session(_Core, server.Session, MutableMapping[str, Any]):
         self._renew(record)
 
     def _renew(self, record: Record) -> None:
-        data = self._data
+        data, cache = self._data, self._cache
         if data is not None:
-            if self._cache:
+            if cache:
                 self._noteComponents()
+                stored = self._components()
+                known = [name for name in cache if name in stored]
             data.refresh(record.fields)
-            if self._cache:
-                refresh(self, self._cache)
+            if cache:
+                for name in known:
+                    if name not in stored:
+                        del cache[name]  # another process has unset it
+                refresh(self, cache)
 
     def _noteComponents(self) -> None:
         # Before values are brought up to date: what was changed here stays.

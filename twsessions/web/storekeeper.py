@@ -396,13 +396,10 @@ class StoreKeeper(Keeper):
         return self.endings.end(session, reason)
 
     def letGo(self, session: Session) -> None:
-        """
-        It has ended: keep nothing of it.
-        """
         self.watch.forget(session)
         self.rotations.settle(session._more())
         self._resting.pop(session, None)
-        self._due.forget(session)
+        super().letGo(session)
 
     def fellDue(self, session: Session) -> None:
         record = session._record
