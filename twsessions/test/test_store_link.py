@@ -369,7 +369,9 @@ def test_breakerByTimeouts() -> None:
     assert (bench.link.failures, bench.link.timeouts, len(bench.asked)) == (2, 2, 2)
     bench.clock.advance(1)
     probe = bench.load()
-    bench.clock.advance(2)
+    bench.clock.advance(1.5)
+    assert failed(bench.load()) and probe == [], "one at a time, as long as it may be answered"
+    bench.clock.advance(0.5)
     assert failed(probe, bench.load())
     bench.clock.advance(1)
     probe = bench.load()
@@ -380,19 +382,26 @@ def test_breakerByTimeouts() -> None:
 
 def test_theBreakerSaysWhy() -> None:
     """
-    Once, in the log: pages that only load say nothing else of an outage.
+    Once, in the log: pages that only load say nothing else of an outage. And
+    once when it is over.
     """
     for refusal, said in (StoreUnavailable("wrong password"), "wrong password"), (None, "2 s"):
         bench = Bench(failuresToOpen=2)
         with capturedLogs() as logs:
-            for _ in range(2):
+            for _ in range(4):
                 bench.load()
                 if refusal is None:
                     bench.clock.advance(2)
                 else:
                     bench.answer(-1, refusal)
+                bench.clock.advance(1)
         (event,) = logs
         assert formatEvent(event).endswith(said)
+        with capturedLogs() as logs:
+            for _ in range(2):
+                bench.load()
+                bench.answer(-1, [None])
+        assert len(logs) == 1
 
 
 def test_oneServerOfSeveralIsAway() -> None:
