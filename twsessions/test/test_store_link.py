@@ -368,6 +368,9 @@ def test_breakerByTimeouts() -> None:
     assert bench.link.isOpen
     assert failed(*lost, *waiting)
     assert (bench.link.failures, bench.link.timeouts, len(bench.asked)) == (2, 2, 2)
+    bench.answer(0, [None])
+    bench.answer(1, StoreUnavailable("late"))
+    assert bench.link.isOpen and bench.link.failures == 2, "what comes late tells nothing"
     bench.clock.advance(1)
     probe = bench.load()
     bench.clock.advance(1.5)
@@ -530,6 +533,7 @@ def test_cancelledInBetween() -> None:
     bench.answer(1, [None, None])
     assert len(found) == 1
     assert isinstance(found[0], CancelledError)
+    assert bench.link._waiting == 0
 
 
 def test_verdictsTravelTogether() -> None:
