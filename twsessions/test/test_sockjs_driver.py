@@ -450,6 +450,10 @@ def test_polls() -> None:
     second = Wire(frames=1)
     driver.attach(second)
     assert second.written == ['a["a","b"]']
+    waits = Wire(frames=1)
+    assert driver.attach(waits)
+    talk.send("c")
+    assert (waits.written, waits.ended) == (['a["c"]'], "full")
     third = Wire(frames=1)
     assert driver.attach(third)
     world.clock.advance(25)
@@ -460,6 +464,49 @@ def test_polls() -> None:
     assert talk.said[-1][0] == 1006 and talk.closeReason is not None  # type: ignore[attr-defined]
     assert not talk.closeReason.forced and world.service.find("x") is None
     assert not world.clock.getDelayedCalls()
+
+
+def test_theLastPoll() -> None:
+    """
+    The time for the next one begins with a message as well.
+    """
+    world = World()
+    driver = world.connection()
+    for wire in Wire(frames=1), Wire(frames=1):
+        driver.attach(wire)
+    world.clock.advance(10)
+    driver.connection.send("a")
+    assert wire.ended == "full"
+    world.clock.advance(5)
+    assert driver.connection.isClosed and not world.service._all
+
+
+@pytest.mark.parametrize("comesBack", [False, True])
+def test_tooMuchWaits(comesBack: bool) -> None:
+    """
+    A client that is too slow is thrown out, once; if it comes back soon it
+    hears why.
+    """
+    world = World(maxQueueBytes=1000)
+    driver, wire, talk = world.opened()
+    gate: Deferred[None] = Deferred()
+    talk.do["a"] = lambda: gate
+    driver.received(["a", "b"])
+    world.clock.advance(10)
+    driver.pause(wire)
+    for _ in range(20):
+        talk.send("x" * 100)
+    assert wire.written == ["o"] and wire.ended == "aborted"
+    gate.callback(None)
+    gone = (1013, "Too much is waiting to be sent")
+    assert talk.said == ["open", "a", gone]
+    assert world.service.stats.describe(0)["xhr"]["current"] == 0
+    if comesBack:
+        again = Wire()
+        assert not driver.attach(again)
+        assert again.written == ['c[1013,"Too much is waiting to be sent"]']
+    world.clock.advance(5)
+    assert not world.service._all and talk.said[-2:] == ["a", gone]
 
 
 def test_pingTimeout() -> None:
@@ -478,14 +525,22 @@ def test_pingTimeout() -> None:
     assert not world.service._all and not world.clock.getDelayedCalls()
 
 
-def test_aCarrierThatHangs() -> None:
+@pytest.mark.parametrize("how", ["ours", "ours, slow", "theirs"])
+def test_aCarrierThatHangs(how: str) -> None:
     """
-    A connection that does not end although it was closed is broken off.
+    A connection that does not end although it was closed is broken off, also
+    if there was no way to tell it.
     """
     world = World()
-    _, wire, talk = world.opened(id=None)
-    talk.close()
-    assert wire.ended == Close(3000, "Go away!")
+    driver, wire, talk = world.opened(id=None)
+    world.clock.advance(10)
+    if how == "ours, slow":
+        driver.pause(wire)
+    if how == "theirs":
+        driver.closedByClient(Close(1000, "bye"))
+    else:
+        talk.close()
+    assert wire.ended == (Close(3000, "Go away!") if how == "ours" else "")
     world.clock.advance(5)
     assert wire.ended == "aborted"
 
@@ -541,8 +596,10 @@ def test_statistics() -> None:
     assert found["receivedPerSecond"] == pytest.approx(1.2)
     world.clock.advance(1000)
     driver.end(Close(3000, ""))
+    talk.send("late")
+    world.clock.advance(10)
     found = world.service.stats.describe(world.clock.seconds())["xhr"]
-    assert found["current"] == 0 and found["sentPerSecond"] == 0
+    assert found["current"] == 0 and found["sentPerSecond"] == 0 and found["sent"] == 10
 
 
 def test_broadcastEncodesOnce() -> None:
@@ -571,6 +628,38 @@ def test_badClose(bad: tuple[int, str]) -> None:
     with pytest.raises(ValueError):
         talk.close(*bad)
     assert not talk.isClosed
+
+
+def test_notifyOnClose(logged: list[Any]) -> None:
+    """
+    One that fails keeps nobody else from hearing of it; who asks late hears at once.
+    """
+    driver, _, talk = World().opened()
+    told: list[str] = []
+    talk.notifyOnClose(lambda: 1 / 0)
+    talk.notifyOnClose(lambda: told.append("first"))
+    talk.do[(3000, "Go away!")] = lambda: told.append("onClose")
+    talk.close()
+    talk.notifyOnClose(lambda: told.append("late"))
+    assert told == ["first", "onClose", "late"]
+    assert [type(one) for one in logged] == [ZeroDivisionError]
+
+
+def test_twoAreDue() -> None:
+    """
+    The end of the first may be what the second is told, and no sign of life is
+    due any more.
+    """
+    world = World()
+    _, wire, talk = world.opened("stays")
+    world.clock.advance(10)
+    gone, lost, other = world.opened("goes")
+    other.do[(1006, "The client did not come back")] = lambda: talk.send("he has gone")
+    world.clock.advance(9)
+    gone.lost(lost, None)  # type: ignore[arg-type]
+    world.clock.advance(7)
+    assert wire.written == ["o", 'a["he has gone"]'] and wire.ended == ""
+    assert world.service.find("stays") is not None and not talk.isClosed
 
 
 def test_badMessage() -> None:
