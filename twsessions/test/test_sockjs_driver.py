@@ -152,20 +152,24 @@ def test_closeInOpen() -> None:
     assert talk.said == ["open", (3000, "Go away!")]
 
 
-@pytest.mark.parametrize("kind", ["deferred", "coroutine"])
+@pytest.mark.parametrize("kind", ["deferred", "chained", "coroutine"])
 def test_handlersTakeTurns(kind: str) -> None:
     """
-    While a handler is under way, what comes waits, the close as well.
+    While a handler is under way, what comes waits, the close as well. Whatever
+    else it returns says nothing.
     """
     driver, _, talk = World().opened()
-    gates: list[Deferred[None]] = [Deferred(), Deferred()]
+    gates: list[Deferred[Any]] = [Deferred(), Deferred()]
 
-    def slow(gate: Deferred[None]) -> Any:
+    def slow(gate: Deferred[Any]) -> Any:
         async def wait() -> None:
             await gate
 
+        if kind == "chained":
+            return succeed(None).addCallback(lambda _: gate)
         return gate if kind == "deferred" else wait()
 
+    talk.do["d"] = lambda: "anything"
     talk.do["a"] = lambda: slow(gates[0])
     talk.do["c"] = lambda: slow(gates[1])
     driver.received(["a", "b"])
@@ -304,7 +308,11 @@ def test_failingClose(logged: list[Any]) -> None:
     assert [type(one) for one in logged] == [ZeroDivisionError]
 
 
-def test_inboxIsBounded() -> None:
+FLOODS = pytest.mark.parametrize("flood", [["x" * 70_000], [""] * 1100], ids=["large", "many"])
+
+
+@FLOODS
+def test_inboxIsBounded(flood: list[str]) -> None:
     """
     A client that floods a busy application is not read any more, and is thrown
     out if that does not help.
@@ -314,7 +322,7 @@ def test_inboxIsBounded() -> None:
     gate: Deferred[None] = Deferred()
     talk.do["a"] = lambda: gate
     driver.received(["a"])
-    driver.received(["x" * 70_000])
+    driver.received(flood)
     assert wire.listens == [False]
     room = driver.room()
     assert room is not None and not room.called
@@ -324,14 +332,15 @@ def test_inboxIsBounded() -> None:
     assert room.called and talk.said == ["open", "a", (1013, "Too many messages")]
 
 
-def test_roomAgain() -> None:
+@FLOODS
+def test_roomAgain(flood: list[str]) -> None:
     """
     When it has caught up, it is read again.
     """
     driver, wire, talk = World().opened()
     gate: Deferred[None] = Deferred()
     talk.do["a"] = lambda: gate
-    driver.received(["a", "x" * 70_000])
+    driver.received(["a", *flood])
     room = driver.room()
     assert room is not None
     gate.callback(None)

@@ -567,7 +567,8 @@ class StoreContractMixin:
         self._needs(EVENTS)  # others may leave the sweeping to their servers
         await self.made(idle=10.0)
         await self.made(idle=300.0)
-        waited = 0.0
+        await self.advance(9.5)
+        waited = 9.5
         for _ in range(50):
             swept = await self.store.sweep(10)
             if swept.ended:
@@ -679,7 +680,9 @@ class StoreContractMixin:
 
     async def test_retryLater(self) -> None:
         (end,) = await self._claimed()
-        assert await self.store.settle([Verdict(end.id, end.claim, retryIn=50.0)]) == [True]
+        later = Verdict(end.id, end.claim, retryIn=50.0)
+        assert await self.store.settle([later]) == [True]
+        assert await self.store.settle([later, Verdict(end.id, end.claim)]) == [False, False]
         await self.advance(40.0)
         assert await self.store.claim(10, 30.0) == []
         await self.advance(10.0)
@@ -687,7 +690,9 @@ class StoreContractMixin:
 
     async def test_deadLetters(self) -> None:
         (end,) = await self._claimed()
-        await self.store.settle([Verdict(end.id, end.claim, retryIn=1.0, dead=True)])
+        dead = Verdict(end.id, end.claim, retryIn=1.0, dead=True)
+        assert await self.store.settle([dead]) == [True]
+        assert await self.store.settle([dead, Verdict(end.id, end.claim)]) == [False, False]
         await self.advance(300.0)
         assert await self.store.claim(10, 30.0) == []
 
