@@ -9,13 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, execute, succeed
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from twsessions.sockjs import ConnectionInfo, Multiplexer, SockJSConnection, broadcast
+from twsessions.sockjs import (
+    ConnectionInfo,
+    Multiplexer,
+    SockJSConnection,
+    SockJSResource,
+    broadcast,
+)
 from twsessions.sockjs.driver import Driver
 from twsessions.sockjs.protocol import makerOf
 from twsessions.sockjs.service import Full, Service
@@ -272,6 +278,19 @@ def test_failure(how: str, where: str, logged: list[Any]) -> None:
     assert talk.said[:-1] == ["open", "a", "b", "c"][: ["open", "a", "b", "c"].index(where) + 1]
 
 
+def test_toldOnce() -> None:
+    """
+    What comes as soon as the client is read again may close the connection.
+    """
+    driver, wire, talk = World().opened()
+    gate: Deferred[None] = Deferred()
+    talk.do["a"], talk.do["b"] = lambda: gate, talk.close
+    driver.received(["a"])
+    wire.listen = lambda wanted: driver.received(["b"])  # type: ignore[method-assign]
+    gate.callback(None)
+    assert talk.said == ["open", "a", "b", (3000, "Go away!")]
+
+
 def test_closeWhileBusy() -> None:
     """
     A handler that closes its connection and goes on is not told twice.
@@ -298,12 +317,18 @@ def test_closeWhileBusy() -> None:
     assert talk.said == ["open", "a", "b", (3000, "Go away!")]
 
 
-def test_failingClose(logged: list[Any]) -> None:
+@pytest.mark.parametrize("how", ["raise", "fail", "coroutine"])
+def test_failingClose(how: str, logged: list[Any]) -> None:
     """
     A failure in onClose is logged; nothing else can be done about it.
     """
     driver, _, talk = World().opened()
-    talk.do[(1000, "")] = lambda: 1 / 0
+
+    async def fails() -> None:
+        raise ZeroDivisionError
+
+    ways = {"raise": lambda: 1 / 0, "fail": lambda: execute(lambda: 1 / 0), "coroutine": fails}
+    talk.do[(1000, "")] = ways[how]
     driver.closedByClient(Close(1000, ""))
     assert [type(one) for one in logged] == [ZeroDivisionError]
 
@@ -328,22 +353,25 @@ def test_inboxIsBounded(flood: list[str]) -> None:
     assert room is not None and not room.called
     driver.received(["x" * 10_000])
     assert wire.written[-1] == 'c[1013,"Too many messages"]'
+    assert room.called, "nobody waits for room in what is closed"
     gate.callback(None)
-    assert room.called and talk.said == ["open", "a", (1013, "Too many messages")]
+    assert talk.said == ["open", "a", (1013, "Too many messages")]
 
 
 @FLOODS
 def test_roomAgain(flood: list[str]) -> None:
     """
-    When it has caught up, it is read again.
+    When it has caught up, it is read again, and not before.
     """
     driver, wire, talk = World().opened()
-    gate: Deferred[None] = Deferred()
-    talk.do["a"] = lambda: gate
-    driver.received(["a", *flood])
+    gates: list[Deferred[None]] = [Deferred(), Deferred()]
+    talk.do["a"], talk.do["b"] = lambda: gates[0], lambda: gates[1]
+    driver.received(["a", "b", *flood])
     room = driver.room()
     assert room is not None
-    gate.callback(None)
+    gates[0].callback(None)
+    assert not room.called and wire.listens == [False]
+    gates[1].callback(None)
     assert room.called and wire.listens[-1] is True and driver.room() is None
 
 
@@ -516,6 +544,36 @@ def test_tooMuchWaits(comesBack: bool) -> None:
         assert again.written == ['c[1013,"Too much is waiting to be sent"]']
     world.clock.advance(5)
     assert not world.service._all and talk.said[-2:] == ["a", gone]
+
+
+class Stopping(Clock):
+    """
+    A reactor that is going to stop.
+    """
+
+    def addSystemEventTrigger(
+        self, phase: str, event: str, callback: Callable[..., Any], *args: Any
+    ) -> None:
+        assert (phase, event) == ("before", "shutdown")
+        self.stop = lambda: callback(*args)
+
+
+def test_shutdown() -> None:
+    """
+    Clients are told that the server is going away, and it waits until that is on its way.
+    """
+    with pytest.raises(RuntimeError, match="reactor"):
+        _ = SockJSResource(Talk).service
+    reactor = Stopping()
+    service = SockJSResource(Talk, reactor=reactor).service  # type: ignore[arg-type]
+    assert reactor.stop() is None
+    driver = service.make(Talk, ConnectionInfo(transport="xhr"), "x")
+    wire = Wire()
+    driver.attach(wire)
+    stopped = reactor.stop()
+    assert wire.written == ["o", 'c[1001,"The server is going away"]'] and not stopped.called
+    reactor.advance(1)
+    assert stopped.called
 
 
 def test_pingTimeout() -> None:

@@ -1068,6 +1068,8 @@ class StoreContractMixin:
         assert not await self.isAlive(key)
         await self.refused(change(key, set={"db": b"2"}), SessionGone)
         await self.refused(change(key, end="logout"), SessionGone)
+        await self.refused(create(key), IdCollision)
+        await self.refused(change(await self.made(), newKey=key), IdCollision)
         await self.advance(1000.0)
         await self.sweepAll()
         await self.corrupt(self.store, key, look)
