@@ -637,6 +637,9 @@ class StoreContractMixin:
     async def test_endsBeforeListenAreNotKept(self) -> None:
         self._needs(EVENTS)
         await self.one(change(await self.made(), end="logout"))
+        await self.made(idle=10.0)
+        await self.advance(10.0)
+        assert await self.sweepAll() == 1
         await self.store.listen()
         assert await self.store.claim(10, 30.0) == []
 
