@@ -208,7 +208,6 @@ class _Multiplexed(SockJSConnection):
 
     def _end(self, carrier: _ChannelCarrier, why: Close) -> None:
         self.left(carrier)
-        carrier.driver.closedByClient(why)
         carrier.driver.lost(carrier, why)
 
     def tellEnd(self, channel: _Channel) -> None:

@@ -826,6 +826,8 @@ class TestChannels:
         """
         _, driver, wire, made = self.channels()
         driver.received(["sub,ann", "msg,ann,a,b", "msg,other,c", "sub,other", "msg,b%F6b%201,d"])
+        driver.received([b"sub,b%F6b%201"])
+        assert len(made) == 1
         driver.received(["sub,b%F6b%201", "msg,b%F6b%201,", "nonsense", "", "sub,ann"])
         ann, bob = made
         assert ann.said == ["open", "a,b"] and bob.said == ["open", ""]
@@ -963,7 +965,7 @@ class TestChannels:
         """
         Nobody waits for a channel that is closed.
         """
-        for end in "uns,ann", None:
+        for end in "uns,ann", "ours", None:
             _, driver, wire, (ann, *_) = self.opened(["sub,ann"])
             ann.do["a"] = Deferred
             driver.received(["msg,ann,a", "msg,ann," + "x" * 70_000])
@@ -971,6 +973,8 @@ class TestChannels:
             assert room is not None
             if end is None:
                 driver.closedByClient(Close(1000, ""))
+            elif end == "ours":
+                ann.close()
             else:
                 driver.received([end])
             assert room.called and wire.listens[-1] is True
@@ -996,6 +1000,28 @@ class TestChannels:
             ["pause", "resume", "stop"],
             ["pause", "resume"],
         ]
+
+    def test_producersOfWhoIsSlow(self) -> None:
+        """
+        One that begins meanwhile rests as well.
+        """
+        world, driver, wire, made = self.channels()
+        driver.pause(wire)
+        driver.received(["sub,ann"])
+        source = Source()
+        made[0].registerProducer(source, True)
+        assert source.told == ["pause"]
+
+    def test_quiet(self) -> None:
+        """
+        The outer connection has the signs of life, and a channel needs none.
+        """
+        world, driver, wire, made = self.channels(pingTimeout=10)
+        driver.received(["sub,ann"])
+        for _ in range(20):
+            world.clock.advance(9)
+            driver.session.heard()
+        assert not made[0].isClosed and set(wire.written) == {"o", "h"}
 
     def test_producersOfPolls(self) -> None:
         """
