@@ -1049,8 +1049,12 @@ class TestChannels:
 
     def test_names(self) -> None:
         """
-        A name is a str.
+        A name is a str, spelled as JavaScript's escape() does it.
         """
+        name = "a+\x80\xff\u0100\u2603\U0001f40d\ud800"
+        driver, _, _ = World().opened("x", Multiplexer({name: Talk}))
+        driver.received(["sub,a+%80%FF%u0100%u2603%uD83D%uDC0D%uD800"])
+        assert len(driver.service._all) == 2  # type: ignore[attr-defined]
         for bad in "", 3:
             with pytest.raises(TypeError):
                 Multiplexer({bad: Talk})  # type: ignore[dict-item]

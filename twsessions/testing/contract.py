@@ -359,6 +359,24 @@ class StoreContractMixin:
         key = await self.made(set=values)
         assert await self.fields(key) == values
 
+    async def test_changesLeaveOtherFieldsAlone(self) -> None:
+        """
+        However large and however many they are.
+        """
+        fields = {f"d{size}": os.urandom(size) for size in (0, 1, 255, 256, 65535, 65536)}
+        key = await self.made(set=fields)
+        some = [{f"d-{n}": b"%d" % n} for n in range(12)]
+        for new in (*some, {f"d+{n}": b"%d" % n for n in range(50)}):
+            await self.one(change(key, set=new))
+            fields |= new
+            assert await self.fields(key) == fields
+        gone = [f"d+{n}" for n in range(0, 50, 2)]
+        await self.one(change(key, remove=frozenset(gone), set=dict.fromkeys(gone[:20], b"again")))
+        for name in gone:
+            del fields[name]
+        fields |= dict.fromkeys(gone[:20], b"again")
+        assert await self.fields(key) == fields
+
     async def test_retriesAfterAnUnknownOutcome(self) -> None:
         key, to = newKey(), newKey()
         for step in (
