@@ -395,6 +395,29 @@ async def test_whatCannotBeStored(server: Server) -> None:
 
 
 @ensure
+async def test_whatIsNoString(server: Server) -> None:
+    """
+    Somebody else's: there is no session there, and it stays as it is.
+    """
+    store: Any = storeFromURL(reactor, f"redis://127.0.0.1:{server.port}")
+    key, other = newKey(), newKey()
+    name = b"twsessions{0}s:" + key
+    server.call("RPUSH", name, "a")
+    server.call("ZADD", "twsessions{0}due", "1", key)
+    try:
+        assert await store.load([key]) == [None]
+        refused = change(key, uses=1), change(key, end="logout"), create(key)
+        outcomes = await store.commit([*refused, create(other), change(other, newKey=key)])
+        assert [type(outcome).__name__ for outcome in outcomes] == [
+            "SessionGone", "SessionGone", "IdCollision", "Record", "IdCollision",
+        ]  # fmt: skip
+        assert (await store.sweep(10)).ended == 0
+    finally:
+        await store.close()
+    assert server.call("LRANGE", name, 0, -1) == [b"a"]
+
+
+@ensure
 async def test_sendsAtOnce(server: Server) -> None:
     """
     What is sent while replies are awaited does not wait for them.
