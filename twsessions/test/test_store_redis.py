@@ -431,6 +431,27 @@ async def test_sendsAtOnce(server: Server) -> None:
 
 
 @ensure
+async def test_evictedSessionsAreNotInTheWay(server: Server) -> None:
+    """
+    A sweep passes over what the server has thrown away, however much that is.
+    """
+    store: Any = storeFromURL(reactor, f"redis://127.0.0.1:{server.port}")
+    key, gone = newKey(), [newKey() for _ in range(70)]
+    try:
+        await store.commit([create(one, idle=60.0) for one in gone])
+        server.call("DEL", *[b"twsessions{0}s:" + one for one in gone])
+        for one in gone:
+            server.call("ZADD", "twsessions{0}due", "1", one)
+        await store.commit([create(key)])
+        await store.commit([change(key, idle=1e-9)])
+        ended = [(await store.sweep(1)).ended for _ in range(10)]
+        assert sum(ended) == 1
+    finally:
+        await store.close()
+    assert server.call("ZCARD", "twsessions{0}due") == 0
+
+
+@ensure
 async def test_forgottenWish(server: Server) -> None:
     """
     After 30 days without listeners ends are not kept any more.

@@ -601,25 +601,26 @@ class StoreContractMixin:
     async def test_sweepEndsTheEarliestFirst(self) -> None:
         self._needs(EVENTS)
         await self.store.listen()
-        idles = [30.0, 10.9, 10.1, 20.0, 10.5, 10.3, 5.0]
-        keys = [newKey() for _ in idles]
-        # Of one batch, so that all are of the same moment.
-        pairs = zip(keys, idles, strict=True)
-        await self.store.commit([create(key, idle=idle) for key, idle in pairs])
-        await self.one(change(keys[6], idle=25.0))
-        idles[6] = 25.0
-        await self.advance(100.0)
-        order: list[bytes] = []
-        for _ in range(100):
-            swept = await self.store.sweep(1)
-            assert swept.ended <= 1
-            order += [end.record.key for end in await self.store.claim(10, 30.0)]
-            if not swept.more:
-                break
-        wanted = [key for _, key in sorted(zip(idles, keys, strict=True))]
-        if self.isSpread:
-            order, wanted = sorted(order), sorted(wanted)
-        assert order == wanted
+        for limit in (1, 6):
+            idles = [30.0, 10.9, 10.1, 20.0, 10.5, 10.3, 5.0]
+            keys = [newKey() for _ in idles]
+            # Of one batch, so that all are of the same moment.
+            pairs = zip(keys, idles, strict=True)
+            await self.store.commit([create(key, idle=idle) for key, idle in pairs])
+            await self.one(change(keys[6], idle=25.0))
+            idles[6] = 25.0
+            await self.advance(100.0)
+            order: list[bytes] = []
+            for _ in range(100):
+                swept = await self.store.sweep(limit)
+                assert swept.ended <= limit
+                order += [end.record.key for end in await self.store.claim(10, 1000.0)]
+                if not swept.more:
+                    break
+            wanted = [key for _, key in sorted(zip(idles, keys, strict=True))]
+            if self.isSpread:
+                order, wanted = sorted(order), sorted(wanted)
+            assert order == wanted
 
     async def test_endsCarryWhatWasThere(self) -> None:
         self._needs(EVENTS)
