@@ -345,6 +345,15 @@ class StoreContractMixin:
         assert await self.fields(a) == {"d": b"2"}
         assert not await self.isAlive(b)
 
+    async def test_severalChangesOfOneSession(self) -> None:
+        key, other = await self.made(), await self.made()
+        changes = [change(key, set={f"d{n}": b"1", "d": b"%d" % n}, uses=1) for n in range(3)]
+        outcomes = await self.store.commit([*changes, change(other, uses=1)])
+        assert [(outcome.version, outcome.uses) for outcome in outcomes] == [
+            (2, 1), (3, 2), (4, 3), (2, 1),
+        ]  # fmt: skip
+        assert await self.fields(key) == {"d0": b"1", "d1": b"1", "d2": b"1", "d": b"2"}
+
     async def test_versionsRise(self) -> None:
         key = await self.made()
         first = await self.one(change(key, set={"da": b"1"}))
@@ -376,6 +385,8 @@ class StoreContractMixin:
             del fields[name]
         fields |= dict.fromkeys(gone[:20], b"again")
         assert await self.fields(key) == fields
+        await self.one(change(key, remove=frozenset(fields)))
+        assert await self.fields(key) == {}
 
     async def test_retriesAfterAnUnknownOutcome(self) -> None:
         key, to = newKey(), newKey()
@@ -652,6 +663,24 @@ class StoreContractMixin:
         await self.one(create(key, set={"da": b"1"}, end="idle"))
         assert not await self.isAlive(key)
         assert [end.record.fields for end in await self.store.claim(10, 30.0)] == [{"da": b"1"}]
+
+    async def test_anEndIsHeardOnce(self) -> None:
+        """
+        Also if the session was copied here again, from a store where it lived on.
+        """
+        self._needs(EVENTS)
+        if self.isSpread:
+            raise SkipTest("each server keeps its own ends")
+        await self.store.listen()
+        seed = os.urandom(16)
+        for _ in range(2):
+            key = newKey()
+            await self.one(change(key, birth=Birth(seed), idle=60.0))
+            await self.one(change(key, end="logout"))
+        (end,) = await self.store.claim(10, 30.0)
+        assert await self.store.settle([Verdict(end.id, end.claim)]) == [True]
+        await self.advance(60.0)
+        assert await self.store.claim(10, 30.0) == []
 
     async def test_endsBeforeListenAreNotKept(self) -> None:
         self._needs(EVENTS)
