@@ -827,6 +827,16 @@ class StoreContractMixin:
         await self.store.release(b"x", b"b")
         assert await acquire(b"x", b"a", 10.0)
 
+    async def test_concurrentHoldersOfOneLease(self) -> None:
+        self._needs(EXCLUSIVE)
+        for other in self.store, await self._peer():
+            name = os.urandom(4)
+            asked = [
+                store.acquire(name, b"%d" % number, 10.0)
+                for number, store in enumerate((self.store, other) * 3)
+            ]
+            assert sorted(await gatherResults(asked)) == [False] * 5 + [True]
+
     # -- hints ----------------------------------------------------------------
 
     async def test_hints(self) -> None:
