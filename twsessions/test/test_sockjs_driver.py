@@ -417,6 +417,23 @@ def test_producer() -> None:
     assert late.told == ["stop"]
 
 
+def test_producerOfPolls() -> None:
+    """
+    One that begins between two of them waits for the next as well.
+    """
+    driver, wire, talk = World().opened()
+    first, second = Source(), Source()
+    talk.registerProducer(first, True)
+    wire.frames = 2
+    talk.send("a")
+    assert wire.ended == "full" and first.told == ["pause"]
+    talk.unregisterProducer()
+    talk.registerProducer(second, True)
+    assert second.told == ["pause"]
+    driver.attach(Wire())
+    assert second.told == ["pause", "resume"] and first.told == ["pause"]
+
+
 class Broken(Source):
     """
     A producer that fails.
@@ -501,6 +518,23 @@ def test_polls() -> None:
     assert talk.said[-1][0] == 1006 and talk.closeReason is not None  # type: ignore[attr-defined]
     assert not talk.closeReason.forced and world.service.find("x") is None
     assert not world.clock.getDelayedCalls()
+
+
+def test_whoDoesNotComeBackIsHeard() -> None:
+    """
+    What had arrived from a client is handed out, though it is gone.
+    """
+    world = World()
+    driver = world.connection()
+    talk: Any = driver.connection
+    gate: Deferred[None] = Deferred()
+    talk.do["a"] = lambda: gate
+    driver.attach(Wire(frames=1))
+    driver.received(["a", "b"])
+    world.clock.advance(5)
+    assert talk.isClosed and talk.said == ["open", "a"]
+    gate.callback(None)
+    assert talk.said == ["open", "a", "b", (1006, "The client did not come back")]
 
 
 def test_theLastPoll() -> None:
@@ -642,6 +676,18 @@ def test_oneCallForTenThousand() -> None:
             break
         world.clock.advance(0.01 if world.clock.seconds() > 4 else 4.5)
     assert not world.service._all and not world.clock.getDelayedCalls()
+
+
+def test_closedAndLost() -> None:
+    """
+    A client that closes its connection and breaks it has closed it once.
+    """
+    world = World()
+    driver, wire, talk = world.opened(id=None)
+    driver.closedByClient(Close(1000, "bye"))
+    driver.lost(wire, Close(1006, "Connection lost"))
+    assert talk.said == ["open", (1000, "bye")] and not world.service._all
+    assert world.service.stats.describe(0)["xhr"]["current"] == 0
 
 
 def test_statistics() -> None:
