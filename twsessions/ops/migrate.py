@@ -86,8 +86,6 @@ async def migrate(
     async for page in _pages(source):
         if began is None:
             began = page[0].asOf
-            if before is None:
-                await mark.write(dbegan=began)
         last = max(last, page[-1].asOf)
         await _copy(page, before, began, mark, counts)
         # Keys are hashes, spread evenly: where one lies is how far it is.
@@ -101,7 +99,7 @@ async def migrate(
                 await _copy([one for one in page if _isLate(one, began)], None, began, mark, late)
                 progress(counts)
             counts.copied += late.copied
-        await mark.write(dwhole=began, dlast=last)
+        await mark.write(began, last)
         canFind = {ITERATE, PRINCIPALS} <= target.capabilities & source.capabilities
         if before is not None and canFind:
             await _endCopies(source, mark, counts, progress)
@@ -171,11 +169,11 @@ class _Mark:
         began, last = (float(str(decode(record.fields[name]))) for name in ("dwhole", "dlast"))
         return began, last
 
-    async def write(self, **times: float) -> None:
+    async def write(self, began: float, last: float) -> None:
         """
-        Say that a run has begun, or has come to its end.
+        Say that a run has come to its end.
         """
-        fields = {name: encode(time) for name, time in times.items()}
+        fields = {"dwhole": encode(began), "dlast": encode(last)}
         outcomes = await self.target.commit(
             [
                 Change(self.key, os.urandom(16), birth=Birth(self.key[:16]), idle=None),

@@ -202,8 +202,6 @@ class Driver:
             carrier.finish(refusal)
             return False
         self._carrier = carrier
-        if self._inbox.isFull:
-            carrier.listen(False)
         self._flush()
         self._pace()
         self.service.queue(self)

@@ -208,7 +208,6 @@ class _Multiplexed(SockJSConnection):
 
     def _end(self, carrier: _ChannelCarrier, why: Close) -> None:
         self.left(carrier)
-        carrier.driver.closedByClient(why)
         carrier.driver.lost(carrier, why)
 
     def tellEnd(self, channel: _Channel) -> None:
@@ -265,7 +264,7 @@ def _escape(name: str) -> str:
         raise TypeError(f"a channel's name is a str that is not empty, not {name!r}")
     spelled = []
     for unit in memoryview(name.encode("utf-16-le", "surrogatepass")).cast("H"):
-        if unit < 128 and chr(unit) in _PLAIN:
+        if chr(unit) in _PLAIN:
             spelled.append(chr(unit))
         else:
             spelled.append(f"%{unit:02X}" if unit < 256 else f"%u{unit:04X}")

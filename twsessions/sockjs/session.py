@@ -236,7 +236,6 @@ class Session(Generic[P]):
             return False
         self.state = CLOSED
         self.closed = why
-        self._pongBy = None
         self._since = now
         return True
 

@@ -37,7 +37,7 @@ class Breaker:
         self._reactor = reactor
         self._failuresToOpen = failuresToOpen
         self._coolDown = coolDown
-        self._patience = max(patience, coolDown)
+        self._patience = patience
         self._inRow = 0
         self._openSince = 0.0
         self._nextTry = 0.0
@@ -72,7 +72,7 @@ class Breaker:
         """
         self.failures += 1
         self._inRow += 1
-        if not self.isOpen and self._inRow < self._failuresToOpen:
+        if self._inRow < self._failuresToOpen:
             return
         now = self._reactor.seconds()
         self._nextTry = now + self._coolDown

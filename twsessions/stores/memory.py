@@ -222,8 +222,9 @@ class MemoryStore:
 
     def _keepEnd(self, record: Record, reason: str, ended: float) -> None:
         handle = record.handle
-        self._ends[handle] = _End(record, reason, ended)
-        self._fresh.append(handle)
+        if handle not in self._ends:  # else it was copied here again, and ends again
+            self._ends[handle] = _End(record, reason, ended)
+            self._fresh.append(handle)
 
     def sweep(self, limit: int) -> Deferred[Swept]:
         """

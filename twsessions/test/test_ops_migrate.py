@@ -106,6 +106,35 @@ def test_runAgain() -> None:
     assert world.copies()[3] is None
 
 
+def test_useAloneIsBroughtUpToDate() -> None:
+    world = World()
+    world.make(2)
+    world.migrate()
+    world.wait(500)
+    result(world.source.commit([change(world.keys[0], usedAgo=0.0)]))
+    counts = world.migrate()
+    assert (counts.updated, counts.same) == (1, 1)
+    world.wait(500)
+    assert [copy is not None for copy in world.copies()] == [True, False]
+
+
+def test_aNewIdAtTheLastMoment() -> None:
+    """
+    A session that gets one when its page was read has not ended.
+    """
+    world = World()
+    world.make(1)
+    world.migrate()
+    world.wait(50)
+    [old], to = world.keys, bytes(32)  # where the run has been already
+
+    def rotate(counts: Counts) -> None:
+        result(world.source.commit([change(old, newKey=to)]))
+
+    world.migrate(progress=rotate)
+    assert [copy and copy.key for copy in result(world.target.load([old, to]))] == [None, to]
+
+
 def test_stoppedAndRunAgain() -> None:
     world = World()
     world.make(700)

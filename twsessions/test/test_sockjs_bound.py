@@ -5,6 +5,7 @@ Connections that belong to the user's web session.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +124,49 @@ def test_itIsTheUsersSession(wrap: bool) -> None:
     assert talk.said == seen and talk.info.session["name"] == "Ann"
     assert say(ann, "hello") == 204
     assert talk.said[1:] == ["hello"]
+
+
+def test_theEndOfSeveral() -> None:
+    """
+    All that are still open end with the session, and those that are closed
+    leave nothing behind.
+    """
+    world = World()
+    ann = world.browser()
+    seen: list[Session] = []
+    world.visit(ann, seen.append)
+    for id in "one", "two", "three":
+        stream(ann, id)
+    first, second, third = world.talk.all
+    first.close()
+    seen[0].expire()
+    assert second.said[-1] == third.said[-1] == (4001, "Session ended")
+    world.visit(ann, seen.append)
+    stream(ann, "four")
+    world.talk.all[-1].close()
+    assert not seen[1].expireCallbacks
+
+
+def test_theSiteIsStartedAgain(tmp_path: Path) -> None:
+    """
+    What goes by time goes on with the next request.
+    """
+    clock = Clock()
+    root = Resource()
+    service = SockJSResource(SockJSConnection)
+    root.putChild(b"talk", service)
+    site: Any = SessionSite(root, reactor=clock, store=f"sqlite:///{tmp_path}/s.db")
+    browser = Browser(site)
+    opened = stream(browser)
+    alarm = service.service.alarm
+    site.doStop()  # the browser's port
+    clock.pump([1] * 10)
+    site.doStart()
+    assert answer(browser.get("/talk/info")).code == 200
+    assert service.service.alarm is not alarm
+    clock.advance(25)
+    assert opened.received.endswith(b"h\n\r\n")
+    browser.close()
 
 
 @pytest.mark.parametrize("transport", ["xhr", "xhr_streaming", "eventsource", "websocket"])

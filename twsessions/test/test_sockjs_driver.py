@@ -9,13 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, execute, succeed
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from twsessions.sockjs import ConnectionInfo, Multiplexer, SockJSConnection, broadcast
+from twsessions.sockjs import (
+    ConnectionInfo,
+    Multiplexer,
+    SockJSConnection,
+    SockJSResource,
+    broadcast,
+)
 from twsessions.sockjs.driver import Driver
 from twsessions.sockjs.protocol import makerOf
 from twsessions.sockjs.service import Full, Service
@@ -152,20 +158,24 @@ def test_closeInOpen() -> None:
     assert talk.said == ["open", (3000, "Go away!")]
 
 
-@pytest.mark.parametrize("kind", ["deferred", "coroutine"])
+@pytest.mark.parametrize("kind", ["deferred", "chained", "coroutine"])
 def test_handlersTakeTurns(kind: str) -> None:
     """
-    While a handler is under way, what comes waits, the close as well.
+    While a handler is under way, what comes waits, the close as well. Whatever
+    else it returns says nothing.
     """
     driver, _, talk = World().opened()
-    gates: list[Deferred[None]] = [Deferred(), Deferred()]
+    gates: list[Deferred[Any]] = [Deferred(), Deferred()]
 
-    def slow(gate: Deferred[None]) -> Any:
+    def slow(gate: Deferred[Any]) -> Any:
         async def wait() -> None:
             await gate
 
+        if kind == "chained":
+            return succeed(None).addCallback(lambda _: gate)
         return gate if kind == "deferred" else wait()
 
+    talk.do["d"] = lambda: "anything"
     talk.do["a"] = lambda: slow(gates[0])
     talk.do["c"] = lambda: slow(gates[1])
     driver.received(["a", "b"])
@@ -268,6 +278,19 @@ def test_failure(how: str, where: str, logged: list[Any]) -> None:
     assert talk.said[:-1] == ["open", "a", "b", "c"][: ["open", "a", "b", "c"].index(where) + 1]
 
 
+def test_toldOnce() -> None:
+    """
+    What comes as soon as the client is read again may close the connection.
+    """
+    driver, wire, talk = World().opened()
+    gate: Deferred[None] = Deferred()
+    talk.do["a"], talk.do["b"] = lambda: gate, talk.close
+    driver.received(["a"])
+    wire.listen = lambda wanted: driver.received(["b"])  # type: ignore[method-assign]
+    gate.callback(None)
+    assert talk.said == ["open", "a", "b", (3000, "Go away!")]
+
+
 def test_closeWhileBusy() -> None:
     """
     A handler that closes its connection and goes on is not told twice.
@@ -294,17 +317,27 @@ def test_closeWhileBusy() -> None:
     assert talk.said == ["open", "a", "b", (3000, "Go away!")]
 
 
-def test_failingClose(logged: list[Any]) -> None:
+@pytest.mark.parametrize("how", ["raise", "fail", "coroutine"])
+def test_failingClose(how: str, logged: list[Any]) -> None:
     """
     A failure in onClose is logged; nothing else can be done about it.
     """
     driver, _, talk = World().opened()
-    talk.do[(1000, "")] = lambda: 1 / 0
+
+    async def fails() -> None:
+        raise ZeroDivisionError
+
+    ways = {"raise": lambda: 1 / 0, "fail": lambda: execute(lambda: 1 / 0), "coroutine": fails}
+    talk.do[(1000, "")] = ways[how]
     driver.closedByClient(Close(1000, ""))
     assert [type(one) for one in logged] == [ZeroDivisionError]
 
 
-def test_inboxIsBounded() -> None:
+FLOODS = pytest.mark.parametrize("flood", [["x" * 70_000], [""] * 1100], ids=["large", "many"])
+
+
+@FLOODS
+def test_inboxIsBounded(flood: list[str]) -> None:
     """
     A client that floods a busy application is not read any more, and is thrown
     out if that does not help.
@@ -314,27 +347,31 @@ def test_inboxIsBounded() -> None:
     gate: Deferred[None] = Deferred()
     talk.do["a"] = lambda: gate
     driver.received(["a"])
-    driver.received(["x" * 70_000])
+    driver.received(flood)
     assert wire.listens == [False]
     room = driver.room()
     assert room is not None and not room.called
     driver.received(["x" * 10_000])
     assert wire.written[-1] == 'c[1013,"Too many messages"]'
+    assert room.called, "nobody waits for room in what is closed"
     gate.callback(None)
-    assert room.called and talk.said == ["open", "a", (1013, "Too many messages")]
+    assert talk.said == ["open", "a", (1013, "Too many messages")]
 
 
-def test_roomAgain() -> None:
+@FLOODS
+def test_roomAgain(flood: list[str]) -> None:
     """
-    When it has caught up, it is read again.
+    When it has caught up, it is read again, and not before.
     """
     driver, wire, talk = World().opened()
-    gate: Deferred[None] = Deferred()
-    talk.do["a"] = lambda: gate
-    driver.received(["a", "x" * 70_000])
+    gates: list[Deferred[None]] = [Deferred(), Deferred()]
+    talk.do["a"], talk.do["b"] = lambda: gates[0], lambda: gates[1]
+    driver.received(["a", "b", *flood])
     room = driver.room()
     assert room is not None
-    gate.callback(None)
+    gates[0].callback(None)
+    assert not room.called and wire.listens == [False]
+    gates[1].callback(None)
     assert room.called and wire.listens[-1] is True and driver.room() is None
 
 
@@ -378,6 +415,23 @@ def test_producer() -> None:
     late = Source()
     talk.registerProducer(late, True)
     assert late.told == ["stop"]
+
+
+def test_producerOfPolls() -> None:
+    """
+    One that begins between two of them waits for the next as well.
+    """
+    driver, wire, talk = World().opened()
+    first, second = Source(), Source()
+    talk.registerProducer(first, True)
+    wire.frames = 2
+    talk.send("a")
+    assert wire.ended == "full" and first.told == ["pause"]
+    talk.unregisterProducer()
+    talk.registerProducer(second, True)
+    assert second.told == ["pause"]
+    driver.attach(Wire())
+    assert second.told == ["pause", "resume"] and first.told == ["pause"]
 
 
 class Broken(Source):
@@ -450,6 +504,10 @@ def test_polls() -> None:
     second = Wire(frames=1)
     driver.attach(second)
     assert second.written == ['a["a","b"]']
+    waits = Wire(frames=1)
+    assert driver.attach(waits)
+    talk.send("c")
+    assert (waits.written, waits.ended) == (['a["c"]'], "full")
     third = Wire(frames=1)
     assert driver.attach(third)
     world.clock.advance(25)
@@ -460,6 +518,96 @@ def test_polls() -> None:
     assert talk.said[-1][0] == 1006 and talk.closeReason is not None  # type: ignore[attr-defined]
     assert not talk.closeReason.forced and world.service.find("x") is None
     assert not world.clock.getDelayedCalls()
+
+
+def test_whoDoesNotComeBackIsHeard() -> None:
+    """
+    What had arrived from a client is handed out, though it is gone.
+    """
+    world = World()
+    driver = world.connection()
+    talk: Any = driver.connection
+    gate: Deferred[None] = Deferred()
+    talk.do["a"] = lambda: gate
+    driver.attach(Wire(frames=1))
+    driver.received(["a", "b"])
+    world.clock.advance(5)
+    assert talk.isClosed and talk.said == ["open", "a"]
+    gate.callback(None)
+    assert talk.said == ["open", "a", "b", (1006, "The client did not come back")]
+
+
+def test_theLastPoll() -> None:
+    """
+    The time for the next one begins with a message as well.
+    """
+    world = World()
+    driver = world.connection()
+    for wire in Wire(frames=1), Wire(frames=1):
+        driver.attach(wire)
+    world.clock.advance(10)
+    driver.connection.send("a")
+    assert wire.ended == "full"
+    world.clock.advance(5)
+    assert driver.connection.isClosed and not world.service._all
+
+
+@pytest.mark.parametrize("comesBack", [False, True])
+def test_tooMuchWaits(comesBack: bool) -> None:
+    """
+    A client that is too slow is thrown out, once; if it comes back soon it
+    hears why.
+    """
+    world = World(maxQueueBytes=1000)
+    driver, wire, talk = world.opened()
+    gate: Deferred[None] = Deferred()
+    talk.do["a"] = lambda: gate
+    driver.received(["a", "b"])
+    world.clock.advance(10)
+    driver.pause(wire)
+    for _ in range(20):
+        talk.send("x" * 100)
+    assert wire.written == ["o"] and wire.ended == "aborted"
+    gate.callback(None)
+    gone = (1013, "Too much is waiting to be sent")
+    assert talk.said == ["open", "a", gone]
+    assert world.service.stats.describe(0)["xhr"]["current"] == 0
+    if comesBack:
+        again = Wire()
+        assert not driver.attach(again)
+        assert again.written == ['c[1013,"Too much is waiting to be sent"]']
+    world.clock.advance(5)
+    assert not world.service._all and talk.said[-2:] == ["a", gone]
+
+
+class Stopping(Clock):
+    """
+    A reactor that is going to stop.
+    """
+
+    def addSystemEventTrigger(
+        self, phase: str, event: str, callback: Callable[..., Any], *args: Any
+    ) -> None:
+        assert (phase, event) == ("before", "shutdown")
+        self.stop = lambda: callback(*args)
+
+
+def test_shutdown() -> None:
+    """
+    Clients are told that the server is going away, and it waits until that is on its way.
+    """
+    with pytest.raises(RuntimeError, match="reactor"):
+        _ = SockJSResource(Talk).service
+    reactor = Stopping()
+    service = SockJSResource(Talk, reactor=reactor).service  # type: ignore[arg-type]
+    assert reactor.stop() is None
+    driver = service.make(Talk, ConnectionInfo(transport="xhr"), "x")
+    wire = Wire()
+    driver.attach(wire)
+    stopped = reactor.stop()
+    assert wire.written == ["o", 'c[1001,"The server is going away"]'] and not stopped.called
+    reactor.advance(1)
+    assert stopped.called
 
 
 def test_pingTimeout() -> None:
@@ -478,14 +626,22 @@ def test_pingTimeout() -> None:
     assert not world.service._all and not world.clock.getDelayedCalls()
 
 
-def test_aCarrierThatHangs() -> None:
+@pytest.mark.parametrize("how", ["ours", "ours, slow", "theirs"])
+def test_aCarrierThatHangs(how: str) -> None:
     """
-    A connection that does not end although it was closed is broken off.
+    A connection that does not end although it was closed is broken off, also
+    if there was no way to tell it.
     """
     world = World()
-    _, wire, talk = world.opened(id=None)
-    talk.close()
-    assert wire.ended == Close(3000, "Go away!")
+    driver, wire, talk = world.opened(id=None)
+    world.clock.advance(10)
+    if how == "ours, slow":
+        driver.pause(wire)
+    if how == "theirs":
+        driver.closedByClient(Close(1000, "bye"))
+    else:
+        talk.close()
+    assert wire.ended == (Close(3000, "Go away!") if how == "ours" else "")
     world.clock.advance(5)
     assert wire.ended == "aborted"
 
@@ -522,6 +678,18 @@ def test_oneCallForTenThousand() -> None:
     assert not world.service._all and not world.clock.getDelayedCalls()
 
 
+def test_closedAndLost() -> None:
+    """
+    A client that closes its connection and breaks it has closed it once.
+    """
+    world = World()
+    driver, wire, talk = world.opened(id=None)
+    driver.closedByClient(Close(1000, "bye"))
+    driver.lost(wire, Close(1006, "Connection lost"))
+    assert talk.said == ["open", (1000, "bye")] and not world.service._all
+    assert world.service.stats.describe(0)["xhr"]["current"] == 0
+
+
 def test_statistics() -> None:
     """
     Connections and messages are counted, and averaged over ten seconds.
@@ -541,8 +709,10 @@ def test_statistics() -> None:
     assert found["receivedPerSecond"] == pytest.approx(1.2)
     world.clock.advance(1000)
     driver.end(Close(3000, ""))
+    talk.send("late")
+    world.clock.advance(10)
     found = world.service.stats.describe(world.clock.seconds())["xhr"]
-    assert found["current"] == 0 and found["sentPerSecond"] == 0
+    assert found["current"] == 0 and found["sentPerSecond"] == 0 and found["sent"] == 10
 
 
 def test_broadcastEncodesOnce() -> None:
@@ -571,6 +741,38 @@ def test_badClose(bad: tuple[int, str]) -> None:
     with pytest.raises(ValueError):
         talk.close(*bad)
     assert not talk.isClosed
+
+
+def test_notifyOnClose(logged: list[Any]) -> None:
+    """
+    One that fails keeps nobody else from hearing of it; who asks late hears at once.
+    """
+    driver, _, talk = World().opened()
+    told: list[str] = []
+    talk.notifyOnClose(lambda: 1 / 0)
+    talk.notifyOnClose(lambda: told.append("first"))
+    talk.do[(3000, "Go away!")] = lambda: told.append("onClose")
+    talk.close()
+    talk.notifyOnClose(lambda: told.append("late"))
+    assert told == ["first", "onClose", "late"]
+    assert [type(one) for one in logged] == [ZeroDivisionError]
+
+
+def test_twoAreDue() -> None:
+    """
+    The end of the first may be what the second is told, and no sign of life is
+    due any more.
+    """
+    world = World()
+    _, wire, talk = world.opened("stays")
+    world.clock.advance(10)
+    gone, lost, other = world.opened("goes")
+    other.do[(1006, "The client did not come back")] = lambda: talk.send("he has gone")
+    world.clock.advance(9)
+    gone.lost(lost, None)  # type: ignore[arg-type]
+    world.clock.advance(7)
+    assert wire.written == ["o", 'a["he has gone"]'] and wire.ended == ""
+    assert world.service.find("stays") is not None and not talk.isClosed
 
 
 def test_badMessage() -> None:
@@ -670,6 +872,8 @@ class TestChannels:
         """
         _, driver, wire, made = self.channels()
         driver.received(["sub,ann", "msg,ann,a,b", "msg,other,c", "sub,other", "msg,b%F6b%201,d"])
+        driver.received([b"sub,b%F6b%201"])
+        assert len(made) == 1
         driver.received(["sub,b%F6b%201", "msg,b%F6b%201,", "nonsense", "", "sub,ann"])
         ann, bob = made
         assert ann.said == ["open", "a,b"] and bob.said == ["open", ""]
@@ -807,7 +1011,7 @@ class TestChannels:
         """
         Nobody waits for a channel that is closed.
         """
-        for end in "uns,ann", None:
+        for end in "uns,ann", "ours", None:
             _, driver, wire, (ann, *_) = self.opened(["sub,ann"])
             ann.do["a"] = Deferred
             driver.received(["msg,ann,a", "msg,ann," + "x" * 70_000])
@@ -815,6 +1019,8 @@ class TestChannels:
             assert room is not None
             if end is None:
                 driver.closedByClient(Close(1000, ""))
+            elif end == "ours":
+                ann.close()
             else:
                 driver.received([end])
             assert room.called and wire.listens[-1] is True
@@ -840,6 +1046,28 @@ class TestChannels:
             ["pause", "resume", "stop"],
             ["pause", "resume"],
         ]
+
+    def test_producersOfWhoIsSlow(self) -> None:
+        """
+        One that begins meanwhile rests as well.
+        """
+        world, driver, wire, made = self.channels()
+        driver.pause(wire)
+        driver.received(["sub,ann"])
+        source = Source()
+        made[0].registerProducer(source, True)
+        assert source.told == ["pause"]
+
+    def test_quiet(self) -> None:
+        """
+        The outer connection has the signs of life, and a channel needs none.
+        """
+        world, driver, wire, made = self.channels(pingTimeout=10)
+        driver.received(["sub,ann"])
+        for _ in range(20):
+            world.clock.advance(9)
+            driver.session.heard()
+        assert not made[0].isClosed and set(wire.written) == {"o", "h"}
 
     def test_producersOfPolls(self) -> None:
         """
@@ -867,8 +1095,12 @@ class TestChannels:
 
     def test_names(self) -> None:
         """
-        A name is a str.
+        A name is a str, spelled as JavaScript's escape() does it.
         """
+        name = "a+\x80\xff\u0100\u2603\U0001f40d\ud800"
+        driver, _, _ = World().opened("x", Multiplexer({name: Talk}))
+        driver.received(["sub,a+%80%FF%u0100%u2603%uD83D%uDC0D%uD800"])
+        assert len(driver.service._all) == 2  # type: ignore[attr-defined]
         for bad in "", 3:
             with pytest.raises(TypeError):
                 Multiplexer({bad: Talk})  # type: ignore[dict-item]

@@ -456,6 +456,8 @@ async def test_sendQueueOfStreams(server: Server) -> None:
     event = await application.heard.next()
     assert event[0] == "close" and event[1] in (1002, 1008, 1009, 1013)
     assert application.heard.isEmpty
+    answer.stream.transport.resumeProducing()
+    await until(lambda: answer.stream.isLost)
 
 
 @deferred

@@ -93,6 +93,20 @@ def test_closeComesLast() -> None:
     assert session.due(9.0) == why
 
 
+@pytest.mark.parametrize("isAttached", [False, True])
+def test_howLongItSaysThatItIsClosed(isAttached: bool) -> None:
+    """
+    As long as the delay, however long nothing was sent before.
+    """
+    session = opened()
+    if not isAttached:
+        session.detach(16.0)
+    why = Close(3000, "Go away!")
+    session.close(20.0, why)
+    assert session.due(24.9) is None
+    assert session.due(25.0) == why
+
+
 def test_interrupted() -> None:
     """
     A connection that broke ends the session.
@@ -138,7 +152,19 @@ def test_pong() -> None:
     session.pinged(25.0)
     session.pinged(30.0)  # the first is the one that counts
     ended = session.due(45.0)
-    assert isinstance(ended, Close) and ended.code == 1006
+    assert isinstance(ended, Close) and ended.code == 1006 and not ended.forced
+
+
+def test_pongsTakeTheirTime() -> None:
+    """
+    Signs of life go on while an answer is awaited for longer than between two.
+    """
+    session = opened(Limits(heartbeat=25, pongTimeout=60))
+    for now in 25.0, 50.0, 75.0:
+        assert session.deadline == now and session.due(now) is HEARTBEAT
+        session.pinged(now)
+    assert session.deadline == 85.0
+    assert isinstance(session.due(85.0), Close)
 
 
 @pytest.mark.parametrize("drops", [False, True])
@@ -159,6 +185,16 @@ def test_queueIsBounded(drops: bool) -> None:
     else:
         assert session.state is CLOSED
         assert session.closed is not None and session.closed.code == 1013
+
+
+def test_whatWasTakenDoesNotCount() -> None:
+    session = opened(Limits(maxQueueBytes=1000))
+    for now in range(10):
+        session.pause()
+        session.send(Packet("x" * 500), now)
+        session.resume()
+        assert isinstance(session.take(now), Messages)
+    assert session.state is OPEN
 
 
 class Life(RuleBasedStateMachine):

@@ -786,13 +786,17 @@ class Deflating:
         return packed.removesuffix(b"\0\0\xff\xff")
 
     def unpack(self, frame: Frame) -> str:
-        assert frame.opcode == TEXT and frame.final and frame.reserved in (0, 4), frame
+        assert frame.opcode == TEXT, frame
+        return self.expand(frame).decode()
+
+    def expand(self, frame: Frame) -> bytes:
+        assert frame.final and frame.reserved in (0, 4), frame
         if not frame.reserved:
-            return frame.payload.decode()
+            return frame.payload
         data = self._in.decompress(frame.payload + b"\0\0\xff\xff")
         if "server_no_context_takeover" in self._parameters:
             self._in = zlib.decompressobj(wbits=-15)
-        return data.decode()
+        return data
 
 
 OFFER = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
@@ -828,6 +832,24 @@ async def test_deflate(server: Server, kind: str) -> None:
     assert "plain" in side.unpack(await socket.receive())
     socket.frame(TEXT, side.pack(spelled("packed", kind)), reserved=4)
     assert "packed" in side.unpack(await socket.receive())
+
+
+@deferred
+async def test_deflateRaw(server: Server) -> None:
+    """
+    Bytes stay bytes; what has no UTF-8 goes as without compression.
+    """
+
+    class Answers(SockJSConnection):
+        def onMessage(self, message: str | bytes) -> None:
+            self.send(message)
+            self.send("a\ud800b")
+
+    socket, side = await deflating(server, "raw", Answers)
+    socket.frame(BINARY, b"\0\xff")
+    frame = await socket.receive()
+    assert (frame.opcode, side.expand(frame)) == (BINARY, b"\0\xff")
+    assert side.unpack(await socket.receive()) == "a\ufffdb"
 
 
 @both
@@ -1066,7 +1088,7 @@ async def test_aProducerIsPaused(server: Server, kind: str) -> None:
 @deferred
 async def test_pingsOfAClientThatDoesNotRead(server: Server, kind: str) -> None:
     """
-    The answers do not pile up either.
+    The answers do not pile up either; the last is given.
     """
     socket = await opened(server, server.serve("echo"), kind)
     socket.stream.transport.pauseProducing()
@@ -1078,10 +1100,14 @@ async def test_pingsOfAClientThatDoesNotRead(server: Server, kind: str) -> None:
         held = max(held, unsent(server, socket.stream))
         if socket.stream.isLost:
             break
+    socket.frame(PING, b"last")
     for _ in range(1000):
         await turn()
     held = max(held, unsent(server, socket.stream))
     assert held < 4 * MIB
+    socket.stream.transport.resumeProducing()
+    while (await socket.receive()) != Frame(PONG, b"last"):
+        pass
 
 
 @both

@@ -4,6 +4,7 @@ Tests for L{twsessions.stores.link}.
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -367,9 +368,14 @@ def test_breakerByTimeouts() -> None:
     assert bench.link.isOpen
     assert failed(*lost, *waiting)
     assert (bench.link.failures, bench.link.timeouts, len(bench.asked)) == (2, 2, 2)
+    bench.answer(0, [None])
+    bench.answer(1, StoreUnavailable("late"))
+    assert bench.link.isOpen and bench.link.failures == 2, "what comes late tells nothing"
     bench.clock.advance(1)
     probe = bench.load()
-    bench.clock.advance(2)
+    bench.clock.advance(1.5)
+    assert failed(bench.load()) and probe == [], "one at a time, as long as it may be answered"
+    bench.clock.advance(0.5)
     assert failed(probe, bench.load())
     bench.clock.advance(1)
     probe = bench.load()
@@ -380,19 +386,26 @@ def test_breakerByTimeouts() -> None:
 
 def test_theBreakerSaysWhy() -> None:
     """
-    Once, in the log: pages that only load say nothing else of an outage.
+    Once, in the log: pages that only load say nothing else of an outage. And
+    once when it is over.
     """
     for refusal, said in (StoreUnavailable("wrong password"), "wrong password"), (None, "2 s"):
         bench = Bench(failuresToOpen=2)
         with capturedLogs() as logs:
-            for _ in range(2):
+            for _ in range(4):
                 bench.load()
                 if refusal is None:
                     bench.clock.advance(2)
                 else:
                     bench.answer(-1, refusal)
+                bench.clock.advance(1)
         (event,) = logs
         assert formatEvent(event).endswith(said)
+        with capturedLogs() as logs:
+            for _ in range(2):
+                bench.load()
+                bench.answer(-1, [None])
+        assert len(logs) == 1
 
 
 def test_oneServerOfSeveralIsAway() -> None:
@@ -426,16 +439,21 @@ def test_aProbeOfOneServerOfSeveralTellsNothing() -> None:
 
 def test_ownErrors() -> None:
     """
-    A failure of the batch is each caller's own exception.
+    A failure of the batch is each caller's own exception, also of those who
+    have asked for the same session.
     """
-    bench = Bench()
+    bench = Bench(failuresToOpen=2)
     bench.load(b"0")
-    one, two = bench.load(b"1"), bench.load(b"2")
+    some = [bench.load(key) for key in (b"1", b"2", b"1")]
     bench.answer(0, [None])
+    waiting = [bench.load(b"3"), bench.load(b"3")]
     bench.answer(1, StoreUnavailable("down"))
-    assert failed(one, two)
-    assert one[0] is not two[0]
-    assert str(one[0]) == str(two[0]) == "down"
+    assert failed(*some)
+    assert len({id(one[0]) for one in some}) == 3
+    assert {str(one[0]) for one in some} == {"down"}
+    waiting += [bench.load(b"4"), bench.load(b"4")]
+    bench.answer(2, StoreUnavailable("down"))
+    assert failed(*waiting), "those who have not left, too"
 
 
 @pytest.mark.parametrize("outcome", [ZeroDivisionError("bug"), [], None])
@@ -473,15 +491,16 @@ def test_cancelledLoad() -> None:
     """
     bench = Bench()
     first = bench.link.load(b"a")
-    second, third, other = (bench.link.load(key) for key in (b"b", b"c", b"c"))
-    found = [heard(it) for it in (first, second, third, other)]
-    for it in (first, second, third):
+    others = [bench.link.load(key) for key in (b"b", b"c", b"c", b"c", b"d", b"d")]
+    found = [heard(it) for it in (first, *others)]
+    kept = found.pop(4)
+    for it in (first, *others[:3], *others[4:]):
         it.cancel()
-    assert all(isinstance(it[0], CancelledError) for it in found[:3])
+    assert all(isinstance(it[0], CancelledError) for it in found)
     bench.answer(0, [None])
     assert bench.asked[1:] == [("load", [b"c"])]
     bench.answer(1, [record(b"c")])
-    assert found[3] == [record(b"c")]
+    assert kept == [record(b"c")]
     assert bench.link._waiting == 0
 
 
@@ -514,6 +533,7 @@ def test_cancelledInBetween() -> None:
     bench.answer(1, [None, None])
     assert len(found) == 1
     assert isinstance(found[0], CancelledError)
+    assert bench.link._waiting == 0
 
 
 def test_verdictsTravelTogether() -> None:
@@ -682,6 +702,21 @@ def test_closeIsBounded() -> None:
     assert bench.clock.getDelayedCalls() == []
 
 
+def test_closeAtTheLastMoment() -> None:
+    """
+    The store is closed, and whoever waits is told, also if the time for both
+    is up at once.
+    """
+    bench = Bench()
+    bench.commit()
+    bench.clock.advance(1)
+    late = bench.load()
+    closed = heard(bench.link.close())
+    bench.clock.pump([1, 1])
+    assert failed(late) and closed == [None]
+    assert bench.asked[-1] == ("close",)
+
+
 def test_closeThough() -> None:
     """
     The store is closed even if something hangs until the deadline, or the
@@ -714,6 +749,8 @@ class Local(Script):
 
     def _ask(self, name: str, *args: Any) -> Deferred[Any]:
         self.asked.append((name, *args))
+        if isinstance(self.outcome, type):
+            raise self.outcome
         return fail(self.outcome) if isinstance(self.outcome, Exception) else succeed(self.outcome)
 
 
@@ -734,14 +771,18 @@ def test_local() -> None:
 
 def test_localErrors() -> None:
     """
-    Its errors are raised; bugs are like those of any store.
+    Its errors are raised, and logged by nobody; bugs are like those of any store.
     """
     bench = Bench(Local([SessionGone("gone")]))
     with pytest.raises(SessionGone):
         bench.link.commitNow(Change(b"k", b"t"))
     assert isinstance(bench.commit()[0], SessionGone)
-    for error in (StoreUnavailable("closed"), ZeroDivisionError()):
+    bugs = ZeroDivisionError(), ZeroDivisionError
+    for error in (StoreUnavailable("closed"), StoreUnavailable, *bugs):
         bench = Bench(Local(error))
-        with pytest.raises(StoreUnavailable):
-            bench.link.loadNow(b"k")
-        assert failed(bench.load(), heard(bench.link.sweep(1)))
+        with capturedLogs() as logs:
+            with pytest.raises(StoreUnavailable):
+                bench.link.loadNow(b"k")
+            assert failed(bench.load(), heard(bench.link.sweep(1)))
+            gc.collect()
+        assert len(logs) == (2 if error in bugs else 0)

@@ -454,6 +454,46 @@ def test_cutsAndRetries(kind: str, isDone: bool, late: bool) -> None:
             assert living(items) == []
 
 
+def test_theRestOfARotationThatFailed() -> None:
+    """
+    As long as it may still be there nobody is told that the session is gone.
+    """
+    items = Items()
+    items.commit(create(A))
+    rotation = change(A, newKey=B)
+    cut = items.client(rotation)
+    while B not in items.items:
+        cut.step()
+    cut.fail(isDone=False)
+    items.commit(change(A, end="logout"))
+    again = items.client(rotation)
+    again.step()
+    again.step()
+    again.fail(isDone=False)
+    assert isinstance(again.outcome, StoreUnavailable) and living(items) == [B]
+    assert isinstance(items.commit(rotation), SessionGone) and living(items) == []
+
+
+@pytest.mark.parametrize("it", [change(A, uses=1), change(A, newKey=B)], ids=["write", "rotate"])
+def test_whoNeverWins(it: Change) -> None:
+    """
+    Others are always faster: it fails, and does not hang.
+    """
+    items = Items()
+    items.commit(create(A))
+    do = items.do
+
+    def doLate(ask: Ask) -> None:
+        if ask.key == A and ask.verb is CAS:
+            ask.reply = EXISTS
+        else:
+            do(ask)
+
+    items.do = doLate  # type: ignore[method-assign]
+    assert isinstance(items.commit(it), StoreUnavailable)
+    assert A in living(items)
+
+
 def test_nothingIsSetBlindly() -> None:
     verbs = {ADD, CAS, GETS, DELETE}
     items = Items()

@@ -395,6 +395,29 @@ async def test_whatCannotBeStored(server: Server) -> None:
 
 
 @ensure
+async def test_whatIsNoString(server: Server) -> None:
+    """
+    Somebody else's: there is no session there, and it stays as it is.
+    """
+    store: Any = storeFromURL(reactor, f"redis://127.0.0.1:{server.port}")
+    key, other = newKey(), newKey()
+    name = b"twsessions{0}s:" + key
+    server.call("RPUSH", name, "a")
+    server.call("ZADD", "twsessions{0}due", "1", key)
+    try:
+        assert await store.load([key]) == [None]
+        refused = change(key, uses=1), change(key, end="logout"), create(key)
+        outcomes = await store.commit([*refused, create(other), change(other, newKey=key)])
+        assert [type(outcome).__name__ for outcome in outcomes] == [
+            "SessionGone", "SessionGone", "IdCollision", "Record", "IdCollision",
+        ]  # fmt: skip
+        assert (await store.sweep(10)).ended == 0
+    finally:
+        await store.close()
+    assert server.call("LRANGE", name, 0, -1) == [b"a"]
+
+
+@ensure
 async def test_sendsAtOnce(server: Server) -> None:
     """
     What is sent while replies are awaited does not wait for them.
@@ -405,6 +428,27 @@ async def test_sendsAtOnce(server: Server) -> None:
         assert store._route._server._wire.transport.getTcpNoDelay()
     finally:
         await store.close()
+
+
+@ensure
+async def test_evictedSessionsAreNotInTheWay(server: Server) -> None:
+    """
+    A sweep passes over what the server has thrown away, however much that is.
+    """
+    store: Any = storeFromURL(reactor, f"redis://127.0.0.1:{server.port}")
+    key, gone = newKey(), [newKey() for _ in range(70)]
+    try:
+        await store.commit([create(one, idle=60.0) for one in gone])
+        server.call("DEL", *[b"twsessions{0}s:" + one for one in gone])
+        for one in gone:
+            server.call("ZADD", "twsessions{0}due", "1", one)
+        await store.commit([create(key)])
+        await store.commit([change(key, idle=1e-9)])
+        ended = [(await store.sweep(1)).ended for _ in range(10)]
+        assert sum(ended) == 1
+    finally:
+        await store.close()
+    assert server.call("ZCARD", "twsessions{0}due") == 0
 
 
 @ensure

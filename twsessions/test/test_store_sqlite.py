@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 from threading import get_ident
 from typing import Any, TypeVar
@@ -315,8 +316,27 @@ def test_corruptEndsAreSetAside(at: Fixture) -> None:
     at.direct("UPDATE ending SET record = x'0102' WHERE key = ?", key(1))
     with capturedLogs() as events:
         (end,) = answer(at.store.claim(10, 30.0))
+        assert answer(at.store.claim(10, 30.0)) == []
     assert (end.record.key, len(events)) == (key(2), 1)
     assert at.direct("SELECT key, record FROM quarantine") == [(key(1), b"\1\2")]
+
+
+def test_newerEndsDoNotStandInTheWay(at: Fixture) -> None:
+    """
+    They are left to the release that can read them.
+    """
+    answer(at.store.listen())
+    at.commit(birth(1))
+    at.clock.advance(10.0)
+    at.sweep()
+    body = b"whatever"
+    newer = b"\x63" + blake2b(body, digest_size=8, key=b"\x63" + key(1)).digest() + body
+    at.direct("UPDATE ending SET record = ?", newer)
+    at.commit(birth(2))
+    at.commit(Change(key(2), b"e", end="logout"))
+    found = [end.record.key for _ in range(2) for end in answer(at.store.claim(1, 30.0))]
+    assert found == [key(2)]
+    assert at.direct("SELECT record FROM ending WHERE key = ?", key(1)) == [(newer,)]
 
 
 def test_wishLapses(at: Fixture) -> None:
@@ -355,6 +375,7 @@ def test_verdicts(at: Fixture) -> None:
     assert (end.id, end.attempts, end.claim != again.claim) == (again.id, 2, True)
     at.clock.advance(1e6)
     assert [one.id for one in answer(at.store.claim(10, 30.0))] == [again.id]
+    assert at.direct("SELECT id FROM ending WHERE due IS NULL") == [(dead.id,)], "it is kept"
 
 
 def test_twoProcessesSweepAndClaim(at: Fixture) -> None:

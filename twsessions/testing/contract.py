@@ -345,6 +345,15 @@ class StoreContractMixin:
         assert await self.fields(a) == {"d": b"2"}
         assert not await self.isAlive(b)
 
+    async def test_severalChangesOfOneSession(self) -> None:
+        key, other = await self.made(), await self.made()
+        changes = [change(key, set={f"d{n}": b"1", "d": b"%d" % n}, uses=1) for n in range(3)]
+        outcomes = await self.store.commit([*changes, change(other, uses=1)])
+        assert [(outcome.version, outcome.uses) for outcome in outcomes] == [
+            (2, 1), (3, 2), (4, 3), (2, 1),
+        ]  # fmt: skip
+        assert await self.fields(key) == {"d0": b"1", "d1": b"1", "d2": b"1", "d": b"2"}
+
     async def test_versionsRise(self) -> None:
         key = await self.made()
         first = await self.one(change(key, set={"da": b"1"}))
@@ -358,6 +367,26 @@ class StoreContractMixin:
         }  # fmt: skip
         key = await self.made(set=values)
         assert await self.fields(key) == values
+
+    async def test_changesLeaveOtherFieldsAlone(self) -> None:
+        """
+        However large and however many they are.
+        """
+        fields = {f"d{size}": os.urandom(size) for size in (0, 1, 255, 256, 65535, 65536)}
+        key = await self.made(set=fields)
+        some = [{f"d-{n}": b"%d" % n} for n in range(12)]
+        for new in (*some, {f"d+{n}": b"%d" % n for n in range(50)}):
+            await self.one(change(key, set=new))
+            fields |= new
+            assert await self.fields(key) == fields
+        gone = [f"d+{n}" for n in range(0, 50, 2)]
+        await self.one(change(key, remove=frozenset(gone), set=dict.fromkeys(gone[:20], b"again")))
+        for name in gone:
+            del fields[name]
+        fields |= dict.fromkeys(gone[:20], b"again")
+        assert await self.fields(key) == fields
+        await self.one(change(key, remove=frozenset(fields)))
+        assert await self.fields(key) == {}
 
     async def test_retriesAfterAnUnknownOutcome(self) -> None:
         key, to = newKey(), newKey()
@@ -567,7 +596,8 @@ class StoreContractMixin:
         self._needs(EVENTS)  # others may leave the sweeping to their servers
         await self.made(idle=10.0)
         await self.made(idle=300.0)
-        waited = 0.0
+        await self.advance(9.5)
+        waited = 9.5
         for _ in range(50):
             swept = await self.store.sweep(10)
             if swept.ended:
@@ -582,25 +612,26 @@ class StoreContractMixin:
     async def test_sweepEndsTheEarliestFirst(self) -> None:
         self._needs(EVENTS)
         await self.store.listen()
-        idles = [30.0, 10.9, 10.1, 20.0, 10.5, 10.3, 5.0]
-        keys = [newKey() for _ in idles]
-        # Of one batch, so that all are of the same moment.
-        pairs = zip(keys, idles, strict=True)
-        await self.store.commit([create(key, idle=idle) for key, idle in pairs])
-        await self.one(change(keys[6], idle=25.0))
-        idles[6] = 25.0
-        await self.advance(100.0)
-        order: list[bytes] = []
-        for _ in range(100):
-            swept = await self.store.sweep(1)
-            assert swept.ended <= 1
-            order += [end.record.key for end in await self.store.claim(10, 30.0)]
-            if not swept.more:
-                break
-        wanted = [key for _, key in sorted(zip(idles, keys, strict=True))]
-        if self.isSpread:
-            order, wanted = sorted(order), sorted(wanted)
-        assert order == wanted
+        for limit in (1, 6):
+            idles = [30.0, 10.9, 10.1, 20.0, 10.5, 10.3, 5.0]
+            keys = [newKey() for _ in idles]
+            # Of one batch, so that all are of the same moment.
+            pairs = zip(keys, idles, strict=True)
+            await self.store.commit([create(key, idle=idle) for key, idle in pairs])
+            await self.one(change(keys[6], idle=25.0))
+            idles[6] = 25.0
+            await self.advance(100.0)
+            order: list[bytes] = []
+            for _ in range(100):
+                swept = await self.store.sweep(limit)
+                assert swept.ended <= limit
+                order += [end.record.key for end in await self.store.claim(10, 1000.0)]
+                if not swept.more:
+                    break
+            wanted = [key for _, key in sorted(zip(idles, keys, strict=True))]
+            if self.isSpread:
+                order, wanted = sorted(order), sorted(wanted)
+            assert order == wanted
 
     async def test_endsCarryWhatWasThere(self) -> None:
         self._needs(EVENTS)
@@ -633,9 +664,30 @@ class StoreContractMixin:
         assert not await self.isAlive(key)
         assert [end.record.fields for end in await self.store.claim(10, 30.0)] == [{"da": b"1"}]
 
+    async def test_anEndIsHeardOnce(self) -> None:
+        """
+        Also if the session was copied here again, from a store where it lived on.
+        """
+        self._needs(EVENTS)
+        if self.isSpread:
+            raise SkipTest("each server keeps its own ends")
+        await self.store.listen()
+        seed = os.urandom(16)
+        for _ in range(2):
+            key = newKey()
+            await self.one(change(key, birth=Birth(seed), idle=60.0))
+            await self.one(change(key, end="logout"))
+        (end,) = await self.store.claim(10, 30.0)
+        assert await self.store.settle([Verdict(end.id, end.claim)]) == [True]
+        await self.advance(60.0)
+        assert await self.store.claim(10, 30.0) == []
+
     async def test_endsBeforeListenAreNotKept(self) -> None:
         self._needs(EVENTS)
         await self.one(change(await self.made(), end="logout"))
+        await self.made(idle=10.0)
+        await self.advance(10.0)
+        assert await self.sweepAll() == 1
         await self.store.listen()
         assert await self.store.claim(10, 30.0) == []
 
@@ -679,7 +731,9 @@ class StoreContractMixin:
 
     async def test_retryLater(self) -> None:
         (end,) = await self._claimed()
-        assert await self.store.settle([Verdict(end.id, end.claim, retryIn=50.0)]) == [True]
+        later = Verdict(end.id, end.claim, retryIn=50.0)
+        assert await self.store.settle([later]) == [True]
+        assert await self.store.settle([later, Verdict(end.id, end.claim)]) == [False, False]
         await self.advance(40.0)
         assert await self.store.claim(10, 30.0) == []
         await self.advance(10.0)
@@ -687,7 +741,9 @@ class StoreContractMixin:
 
     async def test_deadLetters(self) -> None:
         (end,) = await self._claimed()
-        await self.store.settle([Verdict(end.id, end.claim, retryIn=1.0, dead=True)])
+        dead = Verdict(end.id, end.claim, retryIn=1.0, dead=True)
+        assert await self.store.settle([dead]) == [True]
+        assert await self.store.settle([dead, Verdict(end.id, end.claim)]) == [False, False]
         await self.advance(300.0)
         assert await self.store.claim(10, 30.0) == []
 
@@ -770,6 +826,16 @@ class StoreContractMixin:
         assert not await acquire(b"x", b"a", 10.0)
         await self.store.release(b"x", b"b")
         assert await acquire(b"x", b"a", 10.0)
+
+    async def test_concurrentHoldersOfOneLease(self) -> None:
+        self._needs(EXCLUSIVE)
+        for other in self.store, await self._peer():
+            name = os.urandom(4)
+            asked = [
+                store.acquire(name, b"%d" % number, 10.0)
+                for number, store in enumerate((self.store, other) * 3)
+            ]
+            assert sorted(await gatherResults(asked)) == [False] * 5 + [True]
 
     # -- hints ----------------------------------------------------------------
 
@@ -1063,6 +1129,8 @@ class StoreContractMixin:
         assert not await self.isAlive(key)
         await self.refused(change(key, set={"db": b"2"}), SessionGone)
         await self.refused(change(key, end="logout"), SessionGone)
+        await self.refused(create(key), IdCollision)
+        await self.refused(change(await self.made(), newKey=key), IdCollision)
         await self.advance(1000.0)
         await self.sweepAll()
         await self.corrupt(self.store, key, look)

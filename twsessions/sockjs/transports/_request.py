@@ -64,7 +64,6 @@ class RequestCarrier:
             form.chunked is not None
             and request.chunked
             and request.startedWriting
-            and not request.queued
             and canWriteNow(getattr(request.channel, "transport", None))
         ):
             self._transport = request.channel.transport

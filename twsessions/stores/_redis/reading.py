@@ -98,7 +98,7 @@ class Reading:
             try:
                 decode(key, value, 0.0)
             except CorruptRecord:
-                self._repairs.putAside(key, value)
+                self._repairs.putAside(key)
             except NewerFormat:
                 pass
             else:

@@ -42,14 +42,14 @@ class Repairs:
         if stale:
             self._underway.later(self._index.forget(stale))
 
-    def putAside(self, key: bytes, value: bytes) -> None:
+    def putAside(self, key: bytes) -> None:
         """
-        This is stored where sessions are, and is corrupt.
+        What is stored under this key was found corrupt; it goes if it still is.
         """
-        self._underway.later(self._putAside(key, value))
+        self._underway.later(self._putAside(key))
 
-    async def _putAside(self, key: bytes, value: bytes) -> None:
-        ask = self._buckets.script(self._buckets.of(key), scripts.ASIDE, key, value)
+    async def _putAside(self, key: bytes) -> None:
+        ask = self._buckets.script(self._buckets.of(key), scripts.ASIDE, key)
         _, aside = await self._buckets.ask(ask, self._buckets.deadline())
         self._report(aside)
 

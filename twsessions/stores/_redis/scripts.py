@@ -418,7 +418,7 @@ return 1
 """
 
 _ASIDE: Final = r"""
-if redis.call('GET', base .. 's:' .. ARGV[2]) == ARGV[3] then look(ARGV[2]) end
+look(ARGV[2])
 return {stamp, table.concat(aside)}
 """
 
