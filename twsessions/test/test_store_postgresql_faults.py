@@ -338,13 +338,13 @@ async def test_cutAtEveryByteOfACommit(place: Place) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_cutAtEveryByteOfAnAnswer(place: Place) -> None:
-    store, direct = place.store(proxied=True), place.store()
+    store, direct = place.store(proxied=True), place.store(timeout=5.0)
     proxy = place.proxy
     key = await made(store, set={"da": b"0"})
     changed = 0
     for allowance in range(0, 500, 3):
         await recovered(store, key)
-        await store.listen()
+        await patiently(store.listen)
         left = allowance
 
         def part(data: bytes) -> bytes:
