@@ -5,6 +5,7 @@ Tests for L{twsessions.core.data}.
 from __future__ import annotations
 
 import sys
+from datetime import date
 from typing import Any
 
 import pytest
@@ -130,6 +131,8 @@ class TestChanges:
             ({"a": [1]}, lambda value: value["a"].append(2)),
             ({1}, lambda value: value.add(2)),
             ((1, ([],)), lambda value: value[1][0].append(2)),
+            ([date(2026, 1, 1)], lambda value: value.append(2)),
+            ([1], lambda value: value.append(date(2026, 1, 1))),
         ],
     )
     @pytest.mark.parametrize("assigned", [False, True])
