@@ -21,7 +21,12 @@ from twisted.web.util import redirectTo
 from zope.interface import implementer
 
 from twsessions import SessionSite
-from twsessions.errors import SessionGone, SessionTooLarge, StoreUnavailable
+from twsessions.errors import (
+    SessionGone,
+    SessionTooLarge,
+    StoreUnavailable,
+    TooLateForSession,
+)
 from twsessions.stores.memory import MemoryStore
 from twsessions.test.page import Does, Page, result
 from twsessions.testing.browser import Browser, Pending, Response
@@ -969,6 +974,102 @@ def test_rotationThatCannotBeStoredLeavesTheOldId(world: World, browser: Browser
     assert world.read(browser.jar) == 0
     shown = world.visit(browser, lambda request: request.getSession().principal)
     assert shown.body == b"None"
+
+
+def test_rotationThatCannotBeStoredLeavesTheSession(world: World, browser: Browser) -> None:
+    """
+    A request of the same session goes on with it, under the old id.
+    """
+    streams: list[Any] = []
+    ended: list[bytes] = []
+
+    def stream(request: Any) -> object:
+        session = request.getSession()
+        session.notifyOnExpire(lambda: ended.append(session.uid))
+        streams.append(request)
+        return NOT_DONE_YET
+
+    def login(request: Any) -> bytes:
+        world.store.failNext("commit")
+        request.getSession().rotate()
+        request.getSession().login("alice")
+        return b"hello"
+
+    other = Browser(world.site, jar=browser.jar)
+    streaming = world.start(other, stream)
+    [(uid, session)] = world.site.sessions.items()
+    assert world.visit(browser, login).code == 500
+    assert world.site.sessions == {uid: session} and session.uid == uid
+    assert not session.isDirty
+    streams[0].finish()
+    assert result(streaming.response).setCookies == []
+    response = world.visit(browser, lambda request: put(request, 1) or b"")
+    assert (response.code, response.setCookies) == (200, [])
+    assert world.read(browser.jar) == 1
+    world.visit(browser, lambda request: request.getSession().logout() and b"")
+    assert ended == [uid]
+    other.close()
+
+
+def test_rotationOutsideARequestIsStoredByFlush(world: World, browser: Browser) -> None:
+    [pair] = browser.cookies.values()
+    old = pair.encode()
+    session = result(world.site.loadSession(old))
+    new = session.rotate()
+    result(world.site.flush())
+    assert result(world.makeSite().loadSession(new))["k"] == 0
+    assert result(world.makeSite().loadSession(old)) is None
+
+
+def test_rotationThatComesTooLate(world: World, browser: Browser) -> None:
+    sessions: list[Any] = []
+
+    def stream(request: Any) -> object:
+        sessions.append(request.getSession())
+        request.write(b"begun")
+        return NOT_DONE_YET
+
+    def late(request: Any) -> bytes:
+        session = request.getSession()
+        request.write(b"begun")
+        with pytest.raises(TooLateForSession):
+            session.rotate()
+        return b""
+
+    streaming = world.start(browser, stream)
+    with pytest.raises(TooLateForSession):
+        sessions[0].rotate()
+    other = Browser(world.site, jar=browser.jar)
+    assert world.visit(other, late).body == b"begun"
+    streaming.disconnect()
+    other.close()
+
+
+def test_whoRotatesTheSessionOfAnotherIsNotToldTheNewId(world: World, browser: Browser) -> None:
+    """
+    Nor is it too late for that when their own headers have left.
+    """
+    requests: list[Any] = []
+
+    def wait(request: Any) -> object:
+        requests.append((request, request.getSession()))
+        return NOT_DONE_YET
+
+    def rotate(request: Any) -> object:
+        request.getSession()["k"] = "own"
+        request.write(b"begun")
+        requests[0][1].rotate()
+        request.finish()
+        return NOT_DONE_YET
+
+    waiting = world.start(browser, wait)
+    helper = Browser(world.site)
+    assert world.visit(helper, rotate).body == b"begun"
+    assert world.visit(helper, rotate).setCookies == []
+    requests[0][0].finish()
+    assert len(result(waiting.response).setCookies) == 1
+    assert world.read(browser.jar) == 0 and world.read(helper.jar) == "own"
+    helper.close()
 
 
 def test_theReplyToARotationIsLost(world: World, browser: Browser) -> None:
