@@ -20,7 +20,7 @@ from twisted.web.server import NOT_DONE_YET
 from twisted.web.util import redirectTo
 from zope.interface import implementer
 
-from twsessions import SessionSite
+from twsessions import Session, SessionSite
 from twsessions.errors import (
     SessionGone,
     SessionTooLarge,
@@ -682,9 +682,11 @@ def test_aNestedValueThatCannotBeStoredIs500(world: World, browser: Browser) -> 
     assert world.visit(browser, lambda request: request.getSession()["k"]).body == b"[1]"
 
 
-def test_endedElsewhereMeanwhileIs409(world: World, browser: Browser) -> None:
+@pytest.mark.parametrize("isFound", [False, True])
+def test_endedElsewhereMeanwhileIs409(world: World, browser: Browser, isFound: bool) -> None:
     """
-    What the page has written went nowhere; the cookie is taken away.
+    What the page has written went nowhere, also if another request is the first
+    to find out; the cookie is taken away.
     """
     other = Browser(world.makeSite(), jar=browser.jar)
     requests: list[Any] = []
@@ -694,6 +696,11 @@ def test_endedElsewhereMeanwhileIs409(world: World, browser: Browser) -> None:
     old = "; ".join(f"{name}={value}" for name, value in cookies.items()).encode()
     world.visit(other, lambda request: request.getSession().logout() and b"")
     session["k"] = 1
+    if isFound:
+        asking = Browser(world.site)
+        asking.setRawCookie(old)
+        assert world.visit(asking, lambda request: request.peekSession()).body == b"None"
+        asking.close()
     requests[0].write(b"hello")
     requests[0].finish()
     response = result(pending.response)
@@ -704,6 +711,56 @@ def test_endedElsewhereMeanwhileIs409(world: World, browser: Browser) -> None:
     browser.setRawCookie(old)
     assert world.visit(browser, lambda request: request.getSession().get("k")).body == b"None"
     other.close()
+
+
+def test_aUseThatCannotBeStored(world: World, browser: Browser) -> None:
+    """
+    It fails no reader and ends nothing, unless the session has ended elsewhere.
+    """
+    other = Browser(world.makeSite(), jar=browser.jar)
+    ended: list[str] = []
+    requests: list[Any] = []
+
+    def watch(request: Any) -> bytes:
+        request.getSession().notifyOnExpire(lambda: ended.append("heard"))
+        return b""
+
+    def look(request: Any) -> object:
+        world.store.down = True
+        return request.getSession()["k"]
+
+    world.visit(browser, watch)
+    world.clock.advance(100)
+    assert world.visit(browser, look).body == b"0"
+    assert not ended
+    world.store.down = False
+    world.clock.advance(100)
+    pending = world.start(browser, lambda request: requests.append(request) or NOT_DONE_YET)
+    assert requests[0].getSession()["k"] == 0
+    world.visit(other, lambda request: request.getSession().logout() and b"")
+    requests[0].finish()
+    assert result(pending.response).code == 200
+    assert ended == ["heard"]
+    other.close()
+
+
+def test_usesAreCountedOnce(world: World) -> None:
+    """
+    Also if it is time to store them while a commit is under way.
+    """
+    site = world.makeSite()
+    site.sessionFactory = type("Short", (Session,), {"sessionTimeout": 20})
+    browser = Browser(site)
+    world.visit(browser, body)
+    pending = held(world, browser, lambda request: put(request, 2) or b"")
+    [session] = site.sessions.values()
+    session.touch()
+    world.clock.advance(1.5)
+    world.store.resume()
+    assert result(pending.response).code == 200
+    shown = world.visit(browser, lambda request: request.getSession().requestCount)
+    assert shown.body == b"3"
+    browser.close()
 
 
 def test_aRequestThatSharedAFailedCommitFailsToo(world: World, browser: Browser) -> None:
@@ -766,6 +823,58 @@ def test_logoutWhileACommitIsUnderWayIsStoredBeforeTheAnswer(
     world.store.resume()
     assert result(pending.response).body == b"bye"
     assert jar and browser.cookies == {}
+
+
+@pytest.mark.parametrize("spoil", [object(), "x" * 70_000])
+def test_logoutOfWhatCannotBeStored(world: World, browser: Browser, spoil: object) -> None:
+    """
+    It ends all the same, with what was stored last.
+    """
+    heard: list[Any] = []
+    world.site.notifyOnExpire(heard.append)
+
+    def logout(request: Any) -> bytes:
+        session = request.getSession()
+        session["list"] = values = []
+        values.append(spoil)
+        session.logout()
+        return b"out"
+
+    assert world.visit(browser, logout).body == b"out"
+    assert world.read(browser.jar) is None
+    world.clock.advance(1)
+    assert [end.data for end in heard] == [{"k": 0}]
+
+
+def test_logoutOfWhatHasEndedElsewhere(world: World, browser: Browser) -> None:
+    other = Browser(world.makeSite(), jar=browser.jar)
+    requests: list[Any] = []
+    pending = world.start(browser, lambda request: requests.append(request) or NOT_DONE_YET)
+    session = requests[0].getSession()
+    world.visit(other, lambda request: request.getSession().logout() and b"")
+    result(session.logout())
+    requests[0].finish()
+    assert result(pending.response).code == 200
+    other.close()
+
+
+def test_allSessionsOfAPrincipalEndedByTwoAtOnce(world: World) -> None:
+    browsers = [Browser(world.site) for _ in range(3)]
+    for browser in browsers:
+        world.visit(browser, lambda request: request.getSession().login("ann") and b"")
+    counts: list[int] = []
+    world.store.hang()
+    for site in (world.makeSite(), world.makeSite()):
+        site.expireSessionsOf("ann").addCallback(counts.append)
+    for _ in range(3):  # what is asked for when both have the list, too
+        store, held = world.store, world.store._held
+        world.store._held = []
+        for answer, name, args in held:
+            store._perform(name, args).chainDeferred(answer)
+    assert sum(counts) == 3 and len(counts) == 2
+    world.store.resume()
+    for browser in browsers:
+        browser.close()
 
 
 def test_anEndThatFollowsACommitIsStored(world: World, browser: Browser) -> None:
