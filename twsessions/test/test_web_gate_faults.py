@@ -1225,6 +1225,11 @@ def test_goneIsRaisedToCodeThatCommitsByItself(world: World, browser: Browser) -
         result(here.commit())
     assert here.isExpired
     assert world.site.sessions == {}
+    with pytest.raises(SessionGone):
+        result(here.commit())
+    idle = world.makeSite().makeSession()
+    result(idle.expire())
+    assert result(idle.commit()) is None
 
 
 # HTTP/2
@@ -1422,6 +1427,46 @@ def test_theAnswerToALoginWaitsForWhomItPushesOut(world: World) -> None:
     assert len(listed) == 1
     old.close()
     new.close()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"maxSessionsPerPrincipal": 1},
+        {"maxSessionsPerPrincipal": 1, "tooMany": "refuse"},
+    ],
+)
+def test_aLoginFiresWhenItIsStored(world: World, limits: dict[str, Any]) -> None:
+    """
+    Or fails, if it is not.
+    """
+    browser = Browser(world.makeSite(**limits))
+    outcomes: list[Any] = []
+
+    def login(request: Any) -> bytes:
+        done = request.getSession().login("ann")
+        done.addCallback(lambda _: result(world.memory.sessionsOf("ann")))
+        done.addBoth(outcomes.append)
+        return b"in"
+
+    assert world.visit(browser, lambda r: put(r, 0) or b"").code == 200
+    world.store.down = True
+    down = world.start(browser, lambda r: r.getSession())
+    world.store.down = False
+    world.clock.advance(5)
+    assert result(down.response).code == 503
+    assert world.visit(browser, login).body == b"in"
+    assert [len(outcome) for outcome in outcomes] == [1]
+
+    def fails(request: Any) -> bytes:
+        request.getSession()
+        world.store.down = True
+        return login(request)
+
+    assert world.visit(browser, fails).code == 500
+    assert isinstance(outcomes[1], Failure) and outcomes[1].check(StoreUnavailable)
+    browser.close()
 
 
 def test_stopsWhenAllRequestsOfASessionAreDone() -> None:

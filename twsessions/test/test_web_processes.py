@@ -169,6 +169,37 @@ def test_anotherObjectsWriteTakesNothingAway(world: World) -> None:
     assert heard == ["here"]
 
 
+@pytest.mark.parametrize("isNew", [False, True])
+def test_aStreamHearsOfTheEnd(world: World, isNew: bool) -> None:
+    """
+    Though its session was stored after the callback was added.
+    """
+    heard: list[str] = []
+    uids: list[bytes] = []
+
+    class Stream(Resource):
+        isLeaf = True
+
+        def render_GET(self, request: Any) -> int:
+            session = request.getSession()
+            session.notifyOnExpire(lambda: heard.append("here"))
+            session["n"] = 2
+            uids.append(session.uid)
+            request.write(b"begun")
+            return NOT_DONE_YET
+
+    if not isNew:
+        world.visit(world.b, lambda session: session.update(n=1))
+    world.a.resource = Stream()
+    pending = Browser(world.a, jar=world.ann.jar).start("GET", "/")
+    assert b"begun" in pending.received
+    there = result(world.b.loadSession(uids[0]))
+    assert there["n"] == 2
+    result(there.expire())
+    world.learn()
+    assert heard == ["here"]
+
+
 def test_anIdleEndIsHeardOnce(world: World) -> None:
     heard: list[str] = []
     for site in (world.a, world.b):

@@ -547,6 +547,25 @@ def test_createOnWriteMakesNothingUntilThen(world: World) -> None:
     assert visit(browser, show).body == b"v"
 
 
+def test_createOnWriteAndKept(world: World) -> None:
+    """
+    What hangs on the session from its first request on is there for the next.
+    """
+    site = world.site(createOn="write")
+    browser = world.browser(site)
+    heard: list[str] = []
+
+    def keep(request: Any) -> bytes:
+        session = request.getSession()
+        session["k"] = "v"
+        session.notifyOnExpire(lambda: heard.append("end"))
+        return b""
+
+    visit(browser, keep)
+    visit(browser, lambda r: r.getSession().logout() and b"")
+    assert heard == ["end"]
+
+
 def test_createOnWriteEndsNothingThatNeverWas(world: World) -> None:
     """
     A logout without session is no end of one.
@@ -1213,15 +1232,19 @@ def test_tooManySessionsCanBeRefused(world: World) -> None:
     assert again.body == b"(None, 1)"
 
     def ask(request: Any) -> object:
-        def refused(failure: Failure) -> None:
+        def refused(failure: Failure) -> Any:
             failure.trap(TooManySessions)
+            done = request.notifyFinish()
             request.write(b"too many")
             request.finish()
+            return done
 
-        request.getSession().login("alice").addErrback(refused)
+        request.getSession().login("alice").addErrback(refused).addErrback(failures.append)
         return NOT_DONE_YET
 
+    failures: list[Failure] = []
     assert visit(browsers[2], ask).body == b"too many"
+    assert failures == []
     assert len(result(site.sessionsOf("alice"))) == 2
     visit(browsers[0], lambda r: r.getSession().logout() and b"")
     assert visit(browsers[2], login).body == b"welcome"
