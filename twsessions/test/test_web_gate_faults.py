@@ -115,6 +115,16 @@ def held(world: World, browser: Browser, does: Does, method: str = "GET") -> Pen
     return pending
 
 
+def step(world: World) -> None:
+    """
+    What has been asked of the held store is done; what that brings waits.
+    """
+    store = world.store
+    asked, store._held = store._held, []
+    for answer, operation, args in asked:
+        store._perform(operation, args).chainDeferred(answer)
+
+
 @implementer(IPushProducer)
 class Push:
     """
@@ -866,15 +876,32 @@ def test_allSessionsOfAPrincipalEndedByTwoAtOnce(world: World) -> None:
     world.store.hang()
     for site in (world.makeSite(), world.makeSite()):
         site.expireSessionsOf("ann").addCallback(counts.append)
-    for _ in range(3):  # what is asked for when both have the list, too
-        store, held = world.store, world.store._held
-        world.store._held = []
-        for answer, name, args in held:
-            store._perform(name, args).chainDeferred(answer)
+    for _ in range(3):
+        step(world)  # so that both have the list before either ends anything
     assert sum(counts) == 3 and len(counts) == 2
     world.store.resume()
     for browser in browsers:
         browser.close()
+
+
+def test_aRotationMeanwhileIsNoEscape(world: World) -> None:
+    """
+    From the end of all sessions of a principal.
+    """
+    page = Page()
+    there: Any = SessionSite(page, reactor=world.clock, store=FaultyStore(world.memory))
+    there.page = page
+    browser = Browser(there)
+    world.visit(browser, lambda request: request.getSession().login("ann") and b"")
+    counts: list[int] = []
+    world.store.hang()
+    world.site.expireSessionsOf("ann").addCallback(counts.append)
+    step(world)
+    world.visit(browser, lambda request: request.getSession().rotate())
+    world.store.resume()
+    assert counts == [1]
+    assert world.visit(browser, lambda request: request.getSession().principal).body == b"None"
+    browser.close()
 
 
 def test_anEndThatFollowsACommitIsStored(world: World, browser: Browser) -> None:
@@ -1427,6 +1454,32 @@ def test_theAnswerToALoginWaitsForWhomItPushesOut(world: World) -> None:
     assert len(listed) == 1
     old.close()
     new.close()
+
+
+def test_aLoginThatCannotPushOthersOutIsOne(world: World) -> None:
+    """
+    The next one makes good for it.
+    """
+    site = world.makeSite(maxSessionsPerPrincipal=1)
+    browsers = [Browser(site) for _ in range(3)]
+    outcomes: list[object] = []
+
+    def login(request: Any) -> bytes:
+        request.getSession().login("ann").addBoth(outcomes.append)
+        return b"in"
+
+    world.visit(browsers[0], login)
+    world.clock.advance(1)
+    world.store.failNext("sessionsOf")
+    assert world.visit(browsers[1], login).body == b"in"
+    assert len(result(site.sessionsOf("ann"))) == 2
+    world.clock.advance(1)
+    world.visit(browsers[2], login)
+    assert len(result(site.sessionsOf("ann"))) == 1
+    assert outcomes == [None] * 3
+    assert world.visit(browsers[2], lambda r: r.getSession().principal).body == b"'ann'"
+    for browser in browsers:
+        browser.close()
 
 
 @pytest.mark.parametrize(

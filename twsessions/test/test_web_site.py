@@ -24,7 +24,7 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import Attribute, Interface
 
 from twsessions import CookiePolicy, Session, SessionSite, registerComponent
-from twsessions.errors import LeaseTimeout, TooLateForSession, TooManySessions
+from twsessions.errors import LeaseTimeout, SessionGone, TooLateForSession, TooManySessions
 from twsessions.test.page import Does, Page
 from twsessions.test.slowstore import SlowStore
 from twsessions.testing.browser import Browser, Response
@@ -1069,6 +1069,11 @@ def test_aFailedCommitTakesBackWhatComponentsHad(world: World) -> None:
         return b""
 
     assert visit(browser, spoil).code == 500
+    session = result(world.sites[0].loadSession(next(iter(browser.cookies.values())).encode()))
+    IVisits(session).count = object()
+    assert session.isDirty
+    with pytest.raises(TypeError):
+        result(world.sites[0].flush())
     tell = visit(browser, lambda r: (ICart(r.getSession()).items, r.getSession(IVisits).count))
     assert tell.body == b"(['x'], 0)"
     result(world.sites[0].flush())
@@ -1271,8 +1276,16 @@ def test_loadSessionAndFlush(world: World) -> None:
     for wrong in (b"", b"x", b"a" * 64, uid[:-1], uid + b"\n"):
         assert result(site.loadSession(wrong)) is None
     session = result(site.loadSession(uid))
+    session.setTimeout(2000)
+    result(site.flush())
+    world.clock.advance(1999)
+    session = result(site.loadSession(uid))
     result(session.expire())
     assert result(site.loadSession(uid)) is None
+    for act in (session.rotate, lambda: session.login("ann")):
+        with pytest.raises(SessionGone):
+            act()
+    assert session.uid == uid
     assert visit(browser, show).body == b"None"
 
 
