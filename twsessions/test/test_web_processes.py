@@ -6,6 +6,8 @@ Each site stands for a process: they share a clock and a store, nothing else.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -254,6 +256,25 @@ def test_aRotationThereIsNoEnd(world: World) -> None:
     world.visit(world.b, lambda session: session.logout())
     world.learn()
     assert heard == ["here"]
+
+
+@pytest.mark.parametrize("how", ["here", "there", "idle", "moved"])
+def test_nothingIsKeptOfWhatHasEnded(world: World, how: str) -> None:
+    seen: list[weakref.ref[Session]] = []
+
+    def ask(session: Session) -> None:
+        session.notifyOnExpire(lambda: None)
+        seen.append(weakref.ref(session))
+
+    world.visit(world.a, ask)
+    if how == "moved":
+        world.visit(world.b, lambda session: session.rotate())
+        world.learn()
+    if how != "idle":
+        world.visit(world.a if how == "here" else world.b, lambda session: session.logout())
+    world.clock.pump([1.0] * 1000)
+    gc.collect()
+    assert seen[0]() is None
 
 
 def test_aChangeThatMissedARotation(world: World) -> None:
