@@ -196,7 +196,8 @@ def test_touchesAreCoalescedAndYetExactAcrossProcesses(shared: World) -> None:
 
 def test_itsOwnTimeoutIsStored(shared: World) -> None:
     """
-    C{setTimeout}, shorter and longer and none, holds in another process.
+    C{setTimeout}, shorter and longer and none, holds in another process, and
+    when that has changed something.
     """
     for seconds, wait, alive in [
         (60, 59, True),
@@ -212,6 +213,11 @@ def test_itsOwnTimeoutIsStored(shared: World) -> None:
         jar = browser.jar
         browser.close()
         shared.stop(one)
+        two = shared.site()
+        browser = browserOf(two, jar)
+        visit(browser, lambda r: r.getSession().update(more=1) or b"")
+        browser.close()
+        shared.stop(two)
         shared.clock.advance(wait)
         other = browserOf(shared.site(), jar)
         assert visit(other, show).body == (b"v" if alive else b"None"), (seconds, wait)

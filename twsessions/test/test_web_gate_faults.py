@@ -570,6 +570,11 @@ def test_storeDownForAClientWithoutCookie(world: World) -> None:
     response = world.visit(browser, lambda request: put(request, 1) or b"hello")
     assert response.code == 500 and response.setCookies == []
     assert b"hello" not in response.body
+
+    def load(request: Any) -> object:
+        return result(world.site.loadSession(b"a" * 64))
+
+    assert world.visit(browser, load).code == 503
     browser.close()
 
 

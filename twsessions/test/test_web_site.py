@@ -354,6 +354,33 @@ def test_lateIsAnError(world: World) -> None:
     assert outcomes[1:] == ["v"]
 
 
+def test_aLongRequestThatAsksAgainKeepsItAlive(world: World) -> None:
+    """
+    As with Twisted; and when its client has gone.
+    """
+    browser, asking = world.browser(), world.browser()
+    visit(browser, use)
+    asking.setRawCookie(cookieOf(browser))
+    requests: list[Any] = []
+
+    def wait(request: Any) -> object:
+        request.getSession()
+        requests.append(request)
+        return NOT_DONE_YET
+
+    world.sites[0].page.does = wait
+    pending = asking.start("GET", "/")
+    world.settle()
+    for isGone in (False, True):
+        if isGone:
+            pending.disconnect()
+        for _ in range(3):
+            world.clock.pump([11.0] * 80)
+            requests[0].getSession()
+    world.clock.pump([11.0] * 80)
+    assert visit(browser, show).body == b"v"
+
+
 def test_afterTheRequestIsAnError(world: World) -> None:
     """
     A callback that comes when all is over.
@@ -589,6 +616,7 @@ def test_afterExpireTheSameRequestHasAFreshSession(world: World) -> None:
     def again(request: Any) -> bytes:
         old = request.getSession()
         old.expire()
+        assert request.peekSession() is None
         new = request.getSession()
         assert new is not old and new.isNew and "k" not in new
         new["k"] = "new"
@@ -1273,12 +1301,14 @@ def test_loadSessionAndFlush(world: World) -> None:
         session["k"] = session["k"] + "x"
         result(store(session))
     assert visit(browser, show).body == b"vxx"
+    world.clock.advance(10)
+    assert result(site.loadSession(uid)).lastModified == world.clock.seconds() - 10
     for wrong in (b"", b"x", b"a" * 64, uid[:-1], uid + b"\n"):
         assert result(site.loadSession(wrong)) is None
     session = result(site.loadSession(uid))
     session.setTimeout(2000)
     result(site.flush())
-    world.clock.advance(1999)
+    world.clock.advance(1980)
     session = result(site.loadSession(uid))
     result(session.expire())
     assert result(site.loadSession(uid)) is None
