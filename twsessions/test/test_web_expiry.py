@@ -225,6 +225,26 @@ def test_itsOwnTimeoutIsStored(shared: World) -> None:
         shared.stop(shared.sites[0])
 
 
+@pytest.mark.parametrize("isChanged", [False, True])
+def test_aNewTimeoutOfTheClassHoldsForOldSessions(shared: World, isChanged: bool) -> None:
+    """
+    From their next use on, in all processes.
+    """
+    one = shared.site()
+    browser = browserOf(one)
+    visit(browser, use)
+    shared.clock.advance(800)
+    two = shared.site()
+    two.sessionFactory = type("Patient", (Session,), {"sessionTimeout": 5000})
+    new = browserOf(two, browser.jar)
+    visit(new, lambda r: r.getSession().update(more=1) or b"" if isChanged else show(r))
+    shared.stop(two)
+    shared.clock.advance(4999)
+    assert visit(browser, show).body == b"v"
+    browser.close()
+    new.close()
+
+
 def test_anInstancesTimeoutHoldsAsInTwisted(world: World) -> None:
     """
     C{session.sessionTimeout = 60}, shorter and longer.
