@@ -605,6 +605,18 @@ def test_createOnWriteEndsNothingThatNeverWas(world: World) -> None:
     assert ends == []
 
 
+def test_anEndBeforeAnythingWasStoredIsHeard(world: World) -> None:
+    site = world.site()
+    ends: list[Any] = []
+    site.notifyOnExpire(ends.append)
+    visit(world.browser(site), lambda r: r.getSession().logout() and b"")
+    session = site.makeSession()
+    session["k"] = "v"
+    result(session.expire())
+    world.clock.pump([1] * 5)
+    assert [(end.reason, end.data) for end in ends] == [("logout", {}), ("logout", {"k": "v"})]
+
+
 def test_afterExpireTheSameRequestHasAFreshSession(world: World) -> None:
     """
     #9385: what is written to it is there next time.
