@@ -1529,7 +1529,8 @@ def test_aLoginFiresWhenItIsStored(world: World, limits: dict[str, Any]) -> None
 
 def test_stopsWhenAllRequestsOfASessionAreDone() -> None:
     """
-    Also if one of them is done before the other.
+    Also if one of them is done before the other; those that come meanwhile are
+    sent elsewhere.
     """
     clock = Clock()
     slow: list[Any] = []
@@ -1554,6 +1555,7 @@ def test_stopsWhenAllRequestsOfASessionAreDone() -> None:
     site._stop().addCallback(stopped.append)
     clock.pump([0.1] * 5)
     assert not stopped
+    assert result(browser.get("/")).code == 503
     slow[0].finish()
     clock.pump([0.1] * 5)
     assert answered[0].code == 200 and stopped
