@@ -167,12 +167,6 @@ class CookiePolicy:
             text += "; Partitioned"
         return text.encode("ascii")
 
-    def isSecureFor(self, transportIsSecure: bool) -> bool:
-        """
-        Whether a request over such a connection counts as secure.
-        """
-        return transportIsSecure if self.secure == "auto" else bool(self.secure)
-
     def nameFor(self, secure: bool) -> bytes:
         """
         The cookie's name on secure or plain requests.
@@ -224,9 +218,8 @@ class CookiePolicy:
                 if not pair.startswith(start):
                     continue
                 presented = True
-                value: bytes | None = pair[len(start) :]
-                if signer is not None and value is not None:
-                    value = signer.unsign(value)
+                given = pair[len(start) :]
+                value = given if signer is None else signer.unsign(given)
                 if value is None or not isUid(value):
                     malformed += 1
                 elif value not in uids:

@@ -296,15 +296,6 @@ class Data(_Readable):
             return len(self._base)
         return sum(1 for _ in self)
 
-    def clear(self) -> None:
-        """
-        Remove every key, also those whose bytes cannot be decoded.
-        """
-        if self._base or self._assigned:
-            self._assigned = dict.fromkeys([*self._base, *(self._assigned or ())])
-        self._read = None
-        self._changing = {}
-
     # What has changed
 
     def _touched(self, lenient: bool = False) -> dict[str, bytes | None]:
@@ -432,21 +423,6 @@ class Data(_Readable):
         for key, encoded in self._touched(lenient=True).items():
             if encoded != base.get(key):
                 self._forget(key)
-        self._assigned = self._offered = None
-
-    def release(self) -> None:
-        """
-        Drop the decoded values to save memory. Objects handed out before are
-        no longer watched for changes.
-
-        @raise RuntimeError: there are changes that are not stored.
-        """
-        if self.isDirty:
-            raise RuntimeError("there are changes to store")
-        corrupt = {key: value for key, value in (self._read or {}).items() if value is _CORRUPT}
-        self._read = corrupt or None
-        self._changing = {}
-        self._known = {}
         self._assigned = self._offered = None
 
     # How large it is

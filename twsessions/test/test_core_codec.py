@@ -194,10 +194,18 @@ def test_foreignZoneWithoutOffset() -> None:
     class Nothing(tzinfo):
         pass  # as of somebody who has not read what it must have
 
+    class Twice(tzinfo):
+        def utcoffset(self, moment: datetime | None) -> timedelta:
+            return timedelta(hours=1 if moment is None or moment.fold else 2)
+
+        dst = tzname = utcoffset  # type: ignore[assignment]
+
     with pytest.raises(TypeError, match=r"cannot store a datetime in \[0\]: its Nowhere is no"):
         encode([datetime(2024, 1, 1, tzinfo=Nowhere())])
     with pytest.raises(TypeError, match="its Nothing raises NotImplementedError"):
         encode(time(1, tzinfo=Nothing()))
+    with pytest.raises(TypeError, match="its Twice is no"):  # equal to no other, says PEP 495
+        encode(datetime(2024, 10, 27, 2, 30, tzinfo=Twice()))
 
 
 def test_unknownZoneKeepsTheMoment() -> None:
@@ -258,6 +266,7 @@ def test_refused(value: object, what: str, hint: str) -> None:
         ([1, 2, 3, {"x": object()}], r"\[3\]\['x'\]"),
         (({"a": [b"", object()]},), r"\[0\]\['a'\]\[1\]"),
         ({(1, object()): 1}, r" \(a key\)\[1\]"),
+        ({(1,): 1, (object(),): 2}, r" \(a key\)\[0\]"),
         ({"a": {frozenset([object()])}}, r"\['a'\] \(a member\) \(a member\)"),
         ({10**10000: object()}, r"\[.*\]"),
         ([{}, {"k" * 1000: object()}], r"\[1\]\['k.{0,30}'\]"),
@@ -283,6 +292,13 @@ def test_depth(kind: type) -> None:
         encode(nest(MAX_DEPTH + 1, kind))
     with pytest.raises(TypeError, match="nested deeper"):
         encode(nest(100_000, kind))
+
+
+def test_depthOfKeys() -> None:
+    deepest = {nest(MAX_DEPTH - 1, tuple): 1}
+    assert decode(encode(deepest)) == deepest
+    with pytest.raises(TypeError, match="nested deeper"):
+        encode({nest(MAX_DEPTH, tuple): 1})
 
 
 def test_cycles() -> None:

@@ -29,12 +29,14 @@ REFUSED = [
     ({"name": "__Host-a", "secure": True, "domain": "a.example"}, "domain"),
     ({"name": "__Secure-a", "secure": False}, "secure=True"),
     ({"name": "__Http-a", "secure": True, "httpOnly": False}, "httpOnly"),
+    ({"name": "__Host-Http-a", "secure": True, "httpOnly": False}, "httpOnly"),
     ({"name": ""}, "name"),
     ({"name": "a=b"}, "name"),
     ({"name": "a\r\n"}, "name"),
     ({"name": "a b"}, "name"),
     ({"name": "é"}, "name"),
     ({"name": "a" * 4032}, "long"),
+    ({"name": "a" * 3988, "keys": [NEW]}, "long"),
     ({"path": "a"}, "begin"),
     ({"path": "/a;b"}, "path"),
     ({"path": "/\r\nSet-Cookie: x"}, "path"),
@@ -56,11 +58,21 @@ def test_impossibleCombinationsAreRefused(arguments: dict, says: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"name": b"a"}, {"path": None}, {"maxAge": 1.5}, {"maxAge": True}, {"keys": ["k" * 32]}],
-)
+    [
+        {"name": b"a"}, {"path": None}, {"domain": 1}, {"maxAge": 1.5}, {"maxAge": True},
+        {"httpOnly": 1}, {"partitioned": "no"}, {"keys": ["k" * 32]},
+    ],
+)  # fmt: skip
 def test_wrongTypesAreRefused(arguments: dict) -> None:
     with pytest.raises(TypeError):
         CookiePolicy(**arguments)
+
+
+def test_whatIsJustPossible() -> None:
+    for arguments in ({"maxAge": 1}, {"maxAge": 34560000}, {"name": "a" * 4031}):
+        CookiePolicy(**arguments)
+    signed = CookiePolicy(name="a" * 3987, keys=[NEW])
+    assert len(signed.setCookie(GOOD, False).partition(b";")[0]) == 4096
 
 
 def test_theDefaults() -> None:
@@ -70,6 +82,14 @@ def test_theDefaults() -> None:
     )
     assert policy.setCookie(GOOD, False) == (
         b"twsession=" + GOOD + b"; Path=/; HttpOnly; SameSite=Lax"
+    )
+
+
+def test_allAttributes() -> None:
+    policy = CookiePolicy("sid", True, False, "none", "/a", ".b.example", 60, True)
+    assert policy.setCookie(GOOD, True) == (
+        b"sid=" + GOOD + b"; Path=/a; Domain=.b.example; Max-Age=60; Secure; SameSite=None"
+        b"; Partitioned"
     )
 
 
@@ -144,8 +164,10 @@ def test_severalIds() -> None:
     both = pair + GOOD + b"; " + pair + OTHER
     assert policy.candidates([both], False).uids == (GOOD, OTHER)
     assert policy.candidates([pair + GOOD, pair + GOOD], False).uids == (GOOD,)
-    many = b";".join(pair + makeUid(os.urandom) for _ in range(5))
-    assert policy.candidates([many], False) == Sent((), 5, True)
+    many = [makeUid(os.urandom) for _ in range(5)]
+    four, five = (b";".join(pair + one for one in many[:n]) for n in (4, 5))
+    assert policy.candidates([four], False).uids == (*many[:4],)
+    assert policy.candidates([five], False) == Sent((), 5, True)
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200), st.sampled_from([b"; ", b";", b"\t;\t "]))

@@ -196,7 +196,8 @@ def test_touchesAreCoalescedAndYetExactAcrossProcesses(shared: World) -> None:
 
 def test_itsOwnTimeoutIsStored(shared: World) -> None:
     """
-    C{setTimeout}, shorter and longer and none, holds in another process.
+    C{setTimeout}, shorter and longer and none, holds in another process, and
+    when that has changed something.
     """
     for seconds, wait, alive in [
         (60, 59, True),
@@ -212,11 +213,36 @@ def test_itsOwnTimeoutIsStored(shared: World) -> None:
         jar = browser.jar
         browser.close()
         shared.stop(one)
+        two = shared.site()
+        browser = browserOf(two, jar)
+        visit(browser, lambda r: r.getSession().update(more=1) or b"")
+        browser.close()
+        shared.stop(two)
         shared.clock.advance(wait)
         other = browserOf(shared.site(), jar)
         assert visit(other, show).body == (b"v" if alive else b"None"), (seconds, wait)
         other.close()
         shared.stop(shared.sites[0])
+
+
+@pytest.mark.parametrize("isChanged", [False, True])
+def test_aNewTimeoutOfTheClassHoldsForOldSessions(shared: World, isChanged: bool) -> None:
+    """
+    From their next use on, in all processes.
+    """
+    one = shared.site()
+    browser = browserOf(one)
+    visit(browser, use)
+    shared.clock.advance(800)
+    two = shared.site()
+    two.sessionFactory = type("Patient", (Session,), {"sessionTimeout": 5000})
+    new = browserOf(two, browser.jar)
+    visit(new, lambda r: r.getSession().update(more=1) or b"" if isChanged else show(r))
+    shared.stop(two)
+    shared.clock.advance(4999)
+    assert visit(browser, show).body == b"v"
+    browser.close()
+    new.close()
 
 
 def test_anInstancesTimeoutHoldsAsInTwisted(world: World) -> None:
@@ -589,23 +615,28 @@ def test_stopWithACallbackUnderWayLeavesNothing(world: World) -> None:
 
 def test_anUnfinishedCallbackIsHeardByTheNextProcess(shared: World) -> None:
     """
-    When the lease of the one that stopped has run out, at the latest.
+    When the lease of the one that stopped has run out, at the latest. However
+    many stop: that is no failure of the callback.
     """
-    site = shared.site()
     ids: list[str] = []
 
     def hangs(end: Any) -> Any:
         ids.append(end.id)
         return Deferred()
 
-    site.notifyOnExpire(hangs)
-    endOf(site)
-    shared.wait(IDLE + 5, 1.0)
-    assert len(ids) == 1
-    shared.stop(site)
+    for number in range(9):
+        site = shared.site()
+        site.notifyOnExpire(hangs)
+        if number == 0:
+            endOf(site)
+            shared.wait(IDLE + 5, 1.0)
+        else:
+            shared.wait(2, 1.0)
+        assert len(ids) == number + 1
+        shared.stop(site)
     shared.site().notifyOnExpire(lambda end: ids.append(end.id))
     shared.wait(35, 1.0)
-    assert len(ids) == 2 and len(set(ids)) == 1
+    assert len(ids) == 10 and len(set(ids)) == 1
 
 
 def test_listenersOutliveAStopOfTheSitesPorts(world: World) -> None:

@@ -20,8 +20,13 @@ from twisted.web.server import NOT_DONE_YET
 from twisted.web.util import redirectTo
 from zope.interface import implementer
 
-from twsessions import SessionSite
-from twsessions.errors import SessionGone, SessionTooLarge, StoreUnavailable
+from twsessions import Session, SessionSite
+from twsessions.errors import (
+    SessionGone,
+    SessionTooLarge,
+    StoreUnavailable,
+    TooLateForSession,
+)
 from twsessions.stores.memory import MemoryStore
 from twsessions.test.page import Does, Page, result
 from twsessions.testing.browser import Browser, Pending, Response
@@ -108,6 +113,16 @@ def held(world: World, browser: Browser, does: Does, method: str = "GET") -> Pen
     pending = world.start(browser, rendered, method)
     assert pending.received == b""
     return pending
+
+
+def step(world: World) -> None:
+    """
+    What has been asked of the held store is done; what that brings waits.
+    """
+    store = world.store
+    asked, store._held = store._held, []
+    for answer, operation, args in asked:
+        store._perform(operation, args).chainDeferred(answer)
 
 
 @implementer(IPushProducer)
@@ -555,6 +570,11 @@ def test_storeDownForAClientWithoutCookie(world: World) -> None:
     response = world.visit(browser, lambda request: put(request, 1) or b"hello")
     assert response.code == 500 and response.setCookies == []
     assert b"hello" not in response.body
+
+    def load(request: Any) -> object:
+        return result(world.site.loadSession(b"a" * 64))
+
+    assert world.visit(browser, load).code == 503
     browser.close()
 
 
@@ -677,9 +697,11 @@ def test_aNestedValueThatCannotBeStoredIs500(world: World, browser: Browser) -> 
     assert world.visit(browser, lambda request: request.getSession()["k"]).body == b"[1]"
 
 
-def test_endedElsewhereMeanwhileIs409(world: World, browser: Browser) -> None:
+@pytest.mark.parametrize("isFound", [False, True])
+def test_endedElsewhereMeanwhileIs409(world: World, browser: Browser, isFound: bool) -> None:
     """
-    What the page has written went nowhere; the cookie is taken away.
+    What the page has written went nowhere, also if another request is the first
+    to find out; the cookie is taken away.
     """
     other = Browser(world.makeSite(), jar=browser.jar)
     requests: list[Any] = []
@@ -689,6 +711,11 @@ def test_endedElsewhereMeanwhileIs409(world: World, browser: Browser) -> None:
     old = "; ".join(f"{name}={value}" for name, value in cookies.items()).encode()
     world.visit(other, lambda request: request.getSession().logout() and b"")
     session["k"] = 1
+    if isFound:
+        asking = Browser(world.site)
+        asking.setRawCookie(old)
+        assert world.visit(asking, lambda request: request.peekSession()).body == b"None"
+        asking.close()
     requests[0].write(b"hello")
     requests[0].finish()
     response = result(pending.response)
@@ -699,6 +726,56 @@ def test_endedElsewhereMeanwhileIs409(world: World, browser: Browser) -> None:
     browser.setRawCookie(old)
     assert world.visit(browser, lambda request: request.getSession().get("k")).body == b"None"
     other.close()
+
+
+def test_aUseThatCannotBeStored(world: World, browser: Browser) -> None:
+    """
+    It fails no reader and ends nothing, unless the session has ended elsewhere.
+    """
+    other = Browser(world.makeSite(), jar=browser.jar)
+    ended: list[str] = []
+    requests: list[Any] = []
+
+    def watch(request: Any) -> bytes:
+        request.getSession().notifyOnExpire(lambda: ended.append("heard"))
+        return b""
+
+    def look(request: Any) -> object:
+        world.store.down = True
+        return request.getSession()["k"]
+
+    world.visit(browser, watch)
+    world.clock.advance(100)
+    assert world.visit(browser, look).body == b"0"
+    assert not ended
+    world.store.down = False
+    world.clock.advance(100)
+    pending = world.start(browser, lambda request: requests.append(request) or NOT_DONE_YET)
+    assert requests[0].getSession()["k"] == 0
+    world.visit(other, lambda request: request.getSession().logout() and b"")
+    requests[0].finish()
+    assert result(pending.response).code == 200
+    assert ended == ["heard"]
+    other.close()
+
+
+def test_usesAreCountedOnce(world: World) -> None:
+    """
+    Also if it is time to store them while a commit is under way.
+    """
+    site = world.makeSite()
+    site.sessionFactory = type("Short", (Session,), {"sessionTimeout": 20})
+    browser = Browser(site)
+    world.visit(browser, body)
+    pending = held(world, browser, lambda request: put(request, 2) or b"")
+    [session] = site.sessions.values()
+    session.touch()
+    world.clock.advance(1.5)
+    world.store.resume()
+    assert result(pending.response).code == 200
+    shown = world.visit(browser, lambda request: request.getSession().requestCount)
+    assert shown.body == b"3"
+    browser.close()
 
 
 def test_aRequestThatSharedAFailedCommitFailsToo(world: World, browser: Browser) -> None:
@@ -761,6 +838,75 @@ def test_logoutWhileACommitIsUnderWayIsStoredBeforeTheAnswer(
     world.store.resume()
     assert result(pending.response).body == b"bye"
     assert jar and browser.cookies == {}
+
+
+@pytest.mark.parametrize("spoil", [object(), "x" * 70_000])
+def test_logoutOfWhatCannotBeStored(world: World, browser: Browser, spoil: object) -> None:
+    """
+    It ends all the same, with what was stored last.
+    """
+    heard: list[Any] = []
+    world.site.notifyOnExpire(heard.append)
+
+    def logout(request: Any) -> bytes:
+        session = request.getSession()
+        session["list"] = values = []
+        values.append(spoil)
+        session.logout()
+        return b"out"
+
+    assert world.visit(browser, logout).body == b"out"
+    assert world.read(browser.jar) is None
+    world.clock.advance(1)
+    assert [end.data for end in heard] == [{"k": 0}]
+
+
+def test_logoutOfWhatHasEndedElsewhere(world: World, browser: Browser) -> None:
+    other = Browser(world.makeSite(), jar=browser.jar)
+    requests: list[Any] = []
+    pending = world.start(browser, lambda request: requests.append(request) or NOT_DONE_YET)
+    session = requests[0].getSession()
+    world.visit(other, lambda request: request.getSession().logout() and b"")
+    result(session.logout())
+    requests[0].finish()
+    assert result(pending.response).code == 200
+    other.close()
+
+
+def test_allSessionsOfAPrincipalEndedByTwoAtOnce(world: World) -> None:
+    browsers = [Browser(world.site) for _ in range(3)]
+    for browser in browsers:
+        world.visit(browser, lambda request: request.getSession().login("ann") and b"")
+    counts: list[int] = []
+    world.store.hang()
+    for site in (world.makeSite(), world.makeSite()):
+        site.expireSessionsOf("ann").addCallback(counts.append)
+    for _ in range(3):
+        step(world)  # so that both have the list before either ends anything
+    assert sum(counts) == 3 and len(counts) == 2
+    world.store.resume()
+    for browser in browsers:
+        browser.close()
+
+
+def test_aRotationMeanwhileIsNoEscape(world: World) -> None:
+    """
+    From the end of all sessions of a principal.
+    """
+    page = Page()
+    there: Any = SessionSite(page, reactor=world.clock, store=FaultyStore(world.memory))
+    there.page = page
+    browser = Browser(there)
+    world.visit(browser, lambda request: request.getSession().login("ann") and b"")
+    counts: list[int] = []
+    world.store.hang()
+    world.site.expireSessionsOf("ann").addCallback(counts.append)
+    step(world)
+    world.visit(browser, lambda request: request.getSession().rotate())
+    world.store.resume()
+    assert counts == [1]
+    assert world.visit(browser, lambda request: request.getSession().principal).body == b"None"
+    browser.close()
 
 
 def test_anEndThatFollowsACommitIsStored(world: World, browser: Browser) -> None:
@@ -971,6 +1117,102 @@ def test_rotationThatCannotBeStoredLeavesTheOldId(world: World, browser: Browser
     assert shown.body == b"None"
 
 
+def test_rotationThatCannotBeStoredLeavesTheSession(world: World, browser: Browser) -> None:
+    """
+    A request of the same session goes on with it, under the old id.
+    """
+    streams: list[Any] = []
+    ended: list[bytes] = []
+
+    def stream(request: Any) -> object:
+        session = request.getSession()
+        session.notifyOnExpire(lambda: ended.append(session.uid))
+        streams.append(request)
+        return NOT_DONE_YET
+
+    def login(request: Any) -> bytes:
+        world.store.failNext("commit")
+        request.getSession().rotate()
+        request.getSession().login("alice")
+        return b"hello"
+
+    other = Browser(world.site, jar=browser.jar)
+    streaming = world.start(other, stream)
+    [(uid, session)] = world.site.sessions.items()
+    assert world.visit(browser, login).code == 500
+    assert world.site.sessions == {uid: session} and session.uid == uid
+    assert not session.isDirty
+    streams[0].finish()
+    assert result(streaming.response).setCookies == []
+    response = world.visit(browser, lambda request: put(request, 1) or b"")
+    assert (response.code, response.setCookies) == (200, [])
+    assert world.read(browser.jar) == 1
+    world.visit(browser, lambda request: request.getSession().logout() and b"")
+    assert ended == [uid]
+    other.close()
+
+
+def test_rotationOutsideARequestIsStoredByFlush(world: World, browser: Browser) -> None:
+    [pair] = browser.cookies.values()
+    old = pair.encode()
+    session = result(world.site.loadSession(old))
+    new = session.rotate()
+    result(world.site.flush())
+    assert result(world.makeSite().loadSession(new))["k"] == 0
+    assert result(world.makeSite().loadSession(old)) is None
+
+
+def test_rotationThatComesTooLate(world: World, browser: Browser) -> None:
+    sessions: list[Any] = []
+
+    def stream(request: Any) -> object:
+        sessions.append(request.getSession())
+        request.write(b"begun")
+        return NOT_DONE_YET
+
+    def late(request: Any) -> bytes:
+        session = request.getSession()
+        request.write(b"begun")
+        with pytest.raises(TooLateForSession):
+            session.rotate()
+        return b""
+
+    streaming = world.start(browser, stream)
+    with pytest.raises(TooLateForSession):
+        sessions[0].rotate()
+    other = Browser(world.site, jar=browser.jar)
+    assert world.visit(other, late).body == b"begun"
+    streaming.disconnect()
+    other.close()
+
+
+def test_whoRotatesTheSessionOfAnotherIsNotToldTheNewId(world: World, browser: Browser) -> None:
+    """
+    Nor is it too late for that when their own headers have left.
+    """
+    requests: list[Any] = []
+
+    def wait(request: Any) -> object:
+        requests.append((request, request.getSession()))
+        return NOT_DONE_YET
+
+    def rotate(request: Any) -> object:
+        request.getSession()["k"] = "own"
+        request.write(b"begun")
+        requests[0][1].rotate()
+        request.finish()
+        return NOT_DONE_YET
+
+    waiting = world.start(browser, wait)
+    helper = Browser(world.site)
+    assert world.visit(helper, rotate).body == b"begun"
+    assert world.visit(helper, rotate).setCookies == []
+    requests[0][0].finish()
+    assert len(result(waiting.response).setCookies) == 1
+    assert world.read(browser.jar) == 0 and world.read(helper.jar) == "own"
+    helper.close()
+
+
 def test_theReplyToARotationIsLost(world: World, browser: Browser) -> None:
     """
     500, since nobody knows; and the next login works, on whatever id.
@@ -1015,6 +1257,11 @@ def test_goneIsRaisedToCodeThatCommitsByItself(world: World, browser: Browser) -
         result(here.commit())
     assert here.isExpired
     assert world.site.sessions == {}
+    with pytest.raises(SessionGone):
+        result(here.commit())
+    idle = world.makeSite().makeSession()
+    result(idle.expire())
+    assert result(idle.commit()) is None
 
 
 # HTTP/2
@@ -1214,9 +1461,76 @@ def test_theAnswerToALoginWaitsForWhomItPushesOut(world: World) -> None:
     new.close()
 
 
+def test_aLoginThatCannotPushOthersOutIsOne(world: World) -> None:
+    """
+    The next one makes good for it.
+    """
+    site = world.makeSite(maxSessionsPerPrincipal=1)
+    browsers = [Browser(site) for _ in range(3)]
+    outcomes: list[object] = []
+
+    def login(request: Any) -> bytes:
+        request.getSession().login("ann").addBoth(outcomes.append)
+        return b"in"
+
+    world.visit(browsers[0], login)
+    world.clock.advance(1)
+    world.store.failNext("sessionsOf")
+    assert world.visit(browsers[1], login).body == b"in"
+    assert len(result(site.sessionsOf("ann"))) == 2
+    world.clock.advance(1)
+    world.visit(browsers[2], login)
+    assert len(result(site.sessionsOf("ann"))) == 1
+    assert outcomes == [None] * 3
+    assert world.visit(browsers[2], lambda r: r.getSession().principal).body == b"'ann'"
+    for browser in browsers:
+        browser.close()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"maxSessionsPerPrincipal": 1},
+        {"maxSessionsPerPrincipal": 1, "tooMany": "refuse"},
+    ],
+)
+def test_aLoginFiresWhenItIsStored(world: World, limits: dict[str, Any]) -> None:
+    """
+    Or fails, if it is not.
+    """
+    browser = Browser(world.makeSite(**limits))
+    outcomes: list[Any] = []
+
+    def login(request: Any) -> bytes:
+        done = request.getSession().login("ann")
+        done.addCallback(lambda _: result(world.memory.sessionsOf("ann")))
+        done.addBoth(outcomes.append)
+        return b"in"
+
+    assert world.visit(browser, lambda r: put(r, 0) or b"").code == 200
+    world.store.down = True
+    down = world.start(browser, lambda r: r.getSession())
+    world.store.down = False
+    world.clock.advance(5)
+    assert result(down.response).code == 503
+    assert world.visit(browser, login).body == b"in"
+    assert [len(outcome) for outcome in outcomes] == [1]
+
+    def fails(request: Any) -> bytes:
+        request.getSession()
+        world.store.down = True
+        return login(request)
+
+    assert world.visit(browser, fails).code == 500
+    assert isinstance(outcomes[1], Failure) and outcomes[1].check(StoreUnavailable)
+    browser.close()
+
+
 def test_stopsWhenAllRequestsOfASessionAreDone() -> None:
     """
-    Also if one of them is done before the other.
+    Also if one of them is done before the other; those that come meanwhile are
+    sent elsewhere.
     """
     clock = Clock()
     slow: list[Any] = []
@@ -1241,6 +1555,7 @@ def test_stopsWhenAllRequestsOfASessionAreDone() -> None:
     site._stop().addCallback(stopped.append)
     clock.pump([0.1] * 5)
     assert not stopped
+    assert result(browser.get("/")).code == 503
     slow[0].finish()
     clock.pump([0.1] * 5)
     assert answered[0].code == 200 and stopped

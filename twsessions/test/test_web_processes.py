@@ -6,6 +6,8 @@ Each site stands for a process: they share a clock and a store, nothing else.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -169,6 +171,37 @@ def test_anotherObjectsWriteTakesNothingAway(world: World) -> None:
     assert heard == ["here"]
 
 
+@pytest.mark.parametrize("isNew", [False, True])
+def test_aStreamHearsOfTheEnd(world: World, isNew: bool) -> None:
+    """
+    Though its session was stored after the callback was added.
+    """
+    heard: list[str] = []
+    uids: list[bytes] = []
+
+    class Stream(Resource):
+        isLeaf = True
+
+        def render_GET(self, request: Any) -> int:
+            session = request.getSession()
+            session.notifyOnExpire(lambda: heard.append("here"))
+            session["n"] = 2
+            uids.append(session.uid)
+            request.write(b"begun")
+            return NOT_DONE_YET
+
+    if not isNew:
+        world.visit(world.b, lambda session: session.update(n=1))
+    world.a.resource = Stream()
+    pending = Browser(world.a, jar=world.ann.jar).start("GET", "/")
+    assert b"begun" in pending.received
+    there = result(world.b.loadSession(uids[0]))
+    assert there["n"] == 2
+    result(there.expire())
+    world.learn()
+    assert heard == ["here"]
+
+
 def test_anIdleEndIsHeardOnce(world: World) -> None:
     heard: list[str] = []
     for site in (world.a, world.b):
@@ -223,6 +256,25 @@ def test_aRotationThereIsNoEnd(world: World) -> None:
     world.visit(world.b, lambda session: session.logout())
     world.learn()
     assert heard == ["here"]
+
+
+@pytest.mark.parametrize("how", ["here", "there", "idle", "moved"])
+def test_nothingIsKeptOfWhatHasEnded(world: World, how: str) -> None:
+    seen: list[weakref.ref[Session]] = []
+
+    def ask(session: Session) -> None:
+        session.notifyOnExpire(lambda: None)
+        seen.append(weakref.ref(session))
+
+    world.visit(world.a, ask)
+    if how == "moved":
+        world.visit(world.b, lambda session: session.rotate())
+        world.learn()
+    if how != "idle":
+        world.visit(world.a if how == "here" else world.b, lambda session: session.logout())
+    world.clock.pump([1.0] * 1000)
+    gc.collect()
+    assert seen[0]() is None
 
 
 def test_aChangeThatMissedARotation(world: World) -> None:

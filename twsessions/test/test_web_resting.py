@@ -71,6 +71,15 @@ def test_valuesAndUseOutliveTheObject() -> None:
     assert world.visit(ann, lambda session: session.get("cart")) == b"None"
 
 
+def test_thoseMadeOutsideARequest() -> None:
+    world = World()
+    for number in range(_RESTING + 10):
+        session = world.site.makeSession()
+        session["n"] = number
+        session.commit()
+    assert len(world.site.sessions) == _RESTING
+
+
 def test_whatHangsOnAnObjectStays() -> None:
     world = World()
     heard: list[str] = []

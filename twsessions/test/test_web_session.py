@@ -205,6 +205,13 @@ def test_setTimeoutCountsAtOnce(web: Web) -> None:
     session.setTimeout(None)
     web.clock.advance(20_000)
     assert not session.isExpired
+    heard: list[float] = []
+    session.notifyOnExpire(lambda: heard.append(web.clock.seconds()))
+    session.touch()
+    session.setTimeout(10)
+    now = web.clock.seconds()
+    web.clock.pump([1.0] * 20)
+    assert heard == [now + 10]
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("inf"), float("nan"), "10", True])
@@ -766,7 +773,7 @@ def test_describeSaysWhatIsThere(web: Web) -> None:
     described = session.describe()
     assert described["created"] == web.clock.seconds()
     assert described["values"]["a"].startswith("list")
-    assert described["isExpired"] is False
+    assert described["isExpired"] is described["loggedIn"] is False
 
 
 def test_whatNeedsTheOtherSiteSaysSo(web: Web) -> None:

@@ -25,7 +25,7 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import Attribute, Interface
 
 from twsessions import CookiePolicy, Session, SessionSite, registerComponent
-from twsessions.errors import LeaseTimeout, TooLateForSession, TooManySessions
+from twsessions.errors import LeaseTimeout, SessionGone, TooLateForSession, TooManySessions
 from twsessions.test.page import Does, Page
 from twsessions.test.slowstore import SlowStore
 from twsessions.testing.browser import Browser, Response
@@ -355,6 +355,33 @@ def test_lateIsAnError(world: World) -> None:
     assert outcomes[1:] == ["v"]
 
 
+def test_aLongRequestThatAsksAgainKeepsItAlive(world: World) -> None:
+    """
+    As with Twisted; and when its client has gone.
+    """
+    browser, asking = world.browser(), world.browser()
+    visit(browser, use)
+    asking.setRawCookie(cookieOf(browser))
+    requests: list[Any] = []
+
+    def wait(request: Any) -> object:
+        request.getSession()
+        requests.append(request)
+        return NOT_DONE_YET
+
+    world.sites[0].page.does = wait
+    pending = asking.start("GET", "/")
+    world.settle()
+    for isGone in (False, True):
+        if isGone:
+            pending.disconnect()
+        for _ in range(3):
+            world.clock.pump([11.0] * 80)
+            requests[0].getSession()
+    world.clock.pump([11.0] * 80)
+    assert visit(browser, show).body == b"v"
+
+
 def test_afterTheRequestIsAnError(world: World) -> None:
     """
     A callback that comes when all is over.
@@ -548,6 +575,25 @@ def test_createOnWriteMakesNothingUntilThen(world: World) -> None:
     assert visit(browser, show).body == b"v"
 
 
+def test_createOnWriteAndKept(world: World) -> None:
+    """
+    What hangs on the session from its first request on is there for the next.
+    """
+    site = world.site(createOn="write")
+    browser = world.browser(site)
+    heard: list[str] = []
+
+    def keep(request: Any) -> bytes:
+        session = request.getSession()
+        session["k"] = "v"
+        session.notifyOnExpire(lambda: heard.append("end"))
+        return b""
+
+    visit(browser, keep)
+    visit(browser, lambda r: r.getSession().logout() and b"")
+    assert heard == ["end"]
+
+
 def test_createOnWriteEndsNothingThatNeverWas(world: World) -> None:
     """
     A logout without session is no end of one.
@@ -558,6 +604,18 @@ def test_createOnWriteEndsNothingThatNeverWas(world: World) -> None:
     visit(world.browser(site), lambda r: r.getSession().logout() and b"")
     world.clock.pump([1] * 5)
     assert ends == []
+
+
+def test_anEndBeforeAnythingWasStoredIsHeard(world: World) -> None:
+    site = world.site()
+    ends: list[Any] = []
+    site.notifyOnExpire(ends.append)
+    visit(world.browser(site), lambda r: r.getSession().logout() and b"")
+    session = site.makeSession()
+    session["k"] = "v"
+    result(session.expire())
+    world.clock.pump([1] * 5)
+    assert [(end.reason, end.data) for end in ends] == [("logout", {}), ("logout", {"k": "v"})]
 
 
 def test_afterExpireTheSameRequestHasAFreshSession(world: World) -> None:
@@ -571,6 +629,7 @@ def test_afterExpireTheSameRequestHasAFreshSession(world: World) -> None:
     def again(request: Any) -> bytes:
         old = request.getSession()
         old.expire()
+        assert request.peekSession() is None
         new = request.getSession()
         assert new is not old and new.isNew and "k" not in new
         new["k"] = "new"
@@ -1111,6 +1170,11 @@ def test_aFailedCommitTakesBackWhatComponentsHad(world: World) -> None:
         return b""
 
     assert visit(browser, spoil).code == 500
+    session = result(world.sites[0].loadSession(next(iter(browser.cookies.values())).encode()))
+    IVisits(session).count = object()
+    assert session.isDirty
+    with pytest.raises(TypeError):
+        result(world.sites[0].flush())
     tell = visit(browser, lambda r: (ICart(r.getSession()).items, r.getSession(IVisits).count))
     assert tell.body == b"(['x'], 0)"
     result(world.sites[0].flush())
@@ -1274,15 +1338,19 @@ def test_tooManySessionsCanBeRefused(world: World) -> None:
     assert again.body == b"(None, 1)"
 
     def ask(request: Any) -> object:
-        def refused(failure: Failure) -> None:
+        def refused(failure: Failure) -> Any:
             failure.trap(TooManySessions)
+            done = request.notifyFinish()
             request.write(b"too many")
             request.finish()
+            return done
 
-        request.getSession().login("alice").addErrback(refused)
+        request.getSession().login("alice").addErrback(refused).addErrback(failures.append)
         return NOT_DONE_YET
 
+    failures: list[Failure] = []
     assert visit(browsers[2], ask).body == b"too many"
+    assert failures == []
     assert len(result(site.sessionsOf("alice"))) == 2
     visit(browsers[0], lambda r: r.getSession().logout() and b"")
     assert visit(browsers[2], login).body == b"welcome"
@@ -1329,13 +1397,23 @@ def test_loadSessionAndFlush(world: World) -> None:
         session["k"] = session["k"] + "x"
         result(store(session))
     assert visit(browser, show).body == b"vxx"
+    world.clock.advance(10)
+    assert result(site.loadSession(uid)).lastModified == world.clock.seconds() - 10
     for wrong in (None, b"", b"x", b"a" * 64, uid[:-1], uid + b"\n"):
         assert result(site.loadSession(wrong)) is None
     with pytest.raises(TypeError, match="a uid is bytes"):
         result(site.loadSession(uid.decode()))
     session = result(site.loadSession(uid))
+    session.setTimeout(2000)
+    result(site.flush())
+    world.clock.advance(1980)
+    session = result(site.loadSession(uid))
     result(session.expire())
     assert result(site.loadSession(uid)) is None
+    for act in (session.rotate, lambda: session.login("ann")):
+        with pytest.raises(SessionGone):
+            act()
+    assert session.uid == uid
     assert visit(browser, show).body == b"None"
 
 

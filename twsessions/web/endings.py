@@ -88,8 +88,7 @@ class Endings:
             change = session._change(keeper.token, now, whole=True)
         except (TypeError, SessionTooLarge):
             # It ends all the same, with what is stored already.
-            if session._data is not None:
-                session._data.revert()
+            session._revert()
             change = session._change(keeper.token, now, whole=True)
         assert change is not None
         change.newKey = None

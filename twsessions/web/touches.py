@@ -47,9 +47,14 @@ class Touches:
         waiting = self.waiting
         if session not in waiting:
             waiting[session] = None
-            idle = session._idle()
-            # One that never idles out only has its requests counted.
-            self._task.by(self._keeper.seconds() + (60.0 if idle is None else idle / 20))
+            idle, record, when = session._idle(), session._record, self._keeper.seconds()
+            assert record is not None
+            if idle is None:
+                when += 60.0  # one that never idles out only has its requests counted
+            else:
+                # At the latest before the store would end it.
+                when = min(when, record.touched + 0.9 * idle) + idle / 20
+            self._task.by(when)
 
     def isDue(self, session: Session) -> bool:
         """
