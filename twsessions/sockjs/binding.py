@@ -12,6 +12,7 @@ from twsessions.core.ids import handleOf
 from twsessions.errors import NeedsSessionSite
 from twsessions.sockjs.driver import Driver
 from twsessions.sockjs.session import Close
+from twsessions.web.exchange import Exchange
 from twsessions.web.request import SessionRequest
 from twsessions.web.session import Session
 
@@ -30,7 +31,7 @@ def sessionOf(request: Any) -> Session | None:
     """
     if not isinstance(request, SessionRequest):
         raise NeedsSessionSite("bound=True needs a SessionSite or a SessionResource")
-    return request.peekSession()
+    return Exchange.of(request).peek(takesPart=False)
 
 
 def ownerOf(session: Session) -> bytes:

@@ -24,7 +24,7 @@ __all__ = ["Chromium", "chromium", "until"]
 
 T = TypeVar("T")
 
-PATIENCE = 30.0  # seconds; a browser starts slowly on a busy machine
+PATIENCE = 60.0  # seconds; a browser starts slowly on a busy machine
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # so the W3C calls a reference to one
 _ARGUMENTS = [
     "--headless",

@@ -209,6 +209,11 @@ def fails(request: Any) -> object:
     raise RuntimeError("the page failed")
 
 
+def peek(request: Any) -> object:
+    request.peekSession()["k"] = 1
+    return b"done"
+
+
 def onlyFinish(request: Any) -> object:
     put(request, 1)
     request.finish()
@@ -236,6 +241,7 @@ def push(request: Any) -> object:
     "does, code, expected",
     [
         (body, 200, b"done"),
+        (peek, 200, b"done"),
         (pieces, 200, b"done"),
         (redirect, 302, None),
         (noContent, 204, b""),
@@ -804,11 +810,12 @@ def test_aRequestThatSharedAFailedCommitFailsToo(world: World, browser: Browser)
 # The end of a session under the gate
 
 
-def test_logoutIsStoredBeforeTheAnswer(world: World, browser: Browser) -> None:
+@pytest.mark.parametrize("ask", ["getSession", "peekSession"])
+def test_logoutIsStoredBeforeTheAnswer(world: World, browser: Browser, ask: str) -> None:
     """
     Once the client knows, the old id is dead everywhere.
     """
-    pending = held(world, browser, lambda request: request.getSession().logout() and b"bye")
+    pending = held(world, browser, lambda request: getattr(request, ask)().logout() and b"bye")
     world.store.resume()
     assert result(pending.response).code == 200
     assert browser.cookies == {}

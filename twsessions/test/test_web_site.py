@@ -270,7 +270,8 @@ def test_maxAgeIsRenewedWithEachUse(world: World) -> None:
     assert b"Max-Age=600" in visit(browser, show).setCookies[0]
     world.clock.advance(500)
     assert visit(browser, show).body == b"v"
-    assert visit(browser, lambda r: b"static").setCookies == []
+    for does in (lambda r: b"static", lambda r: r.peekSession() and b""):
+        assert visit(browser, does).setCookies == []
 
 
 @pytest.mark.parametrize(
@@ -828,6 +829,11 @@ def test_hooksRunOnceForEachRequest(world: World) -> None:
     counts = visit(browser, lambda r: (r.getSession()["awake"], r.getSession()["sleep"]))
     assert counts.body == b"(3, 2)"
     del calls[:]
+    visit(browser, lambda r: r.peekSession().update(k="v") or b"")
+    assert calls == [], "to look is not to use"
+    visit(browser, lambda r: [r.peekSession(), twice(r)][1])
+    assert calls == ["awake", "render", "sleep"]
+    del calls[:]
     visit(browser, lambda r: r.getSession().logout() and b"")
     assert calls == ["awake", "expiring"]
 
@@ -846,6 +852,31 @@ def test_countsAndNewness(world: World) -> None:
             lambda r: seen.append((r.getSession().isNew, r.getSession().requestCount)) or use(r),
         )
     assert seen == [(True, 1), (False, 2), (False, 3), (False, 4)]
+
+
+def test_toLookIsNoUse(world: World) -> None:
+    """
+    Though what is done to the session is, or to its id, as if it were asked for.
+    """
+    browser = world.browser()
+    visit(browser, use)
+    world.clock.advance(500)
+
+    def look(request: Any) -> bytes:
+        session = request.peekSession()
+        assert session is request.peekSession() and request.session is None
+        session["k"] = "w"
+        assert not session.isNew and session.requestCount == 1
+        return session.login("alice") and b""
+
+    before = cookieOf(browser)
+    visit(browser, look)
+    assert cookieOf(browser) != before
+    world.clock.advance(399)
+    seen = visit(browser, lambda r: (r.peekSession()["k"], r.peekSession().principal))
+    assert seen.body == b"('w', 'alice')"
+    world.clock.advance(1)
+    assert visit(browser, lambda r: r.peekSession()).body == b"None"
 
 
 # Restart

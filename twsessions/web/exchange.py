@@ -49,6 +49,7 @@ class _Slot:
     session: Session | None = None
     uid: bytes | None = None  # by which this request knows the session
     losses = 0  # the session's, when it was asked for
+    isUsed = False  # else it was only looked at
     isLate = False  # it came with an id that was just replaced
     gone: Session | None = None  # the session, when the client has gone
 
@@ -174,7 +175,7 @@ class Exchange:
         The session asked for already.
         """
         for slot in self._slots:
-            if slot.secure is secure:
+            if slot.secure is secure and slot.isUsed:
                 return slot.session
         return None
 
@@ -196,11 +197,12 @@ class Exchange:
             self._slots += (slot,)
         session = slot.session
         if session is not None:
-            if session._ended is None:
+            if session._ended is not None:
+                self._past += (session,)
+                self.keeper.release(session)
+            elif slot.isUsed:
                 session.touch()
                 return session
-            self._past += (session,)
-            self.keeper.release(session)
         elif request._disconnected:
             if slot.gone is None:
                 raise TooLateForSession("getSession() came after the client had gone")
@@ -219,17 +221,22 @@ class Exchange:
             live = self.owner.settings.createOn == "access" and not slot.isLate
             session = self.keeper.make(secure, live)
             slot.uid = session.uid
+        if slot.session is not session:
+            self._hold(slot, session)
+        slot.isUsed = True
+        session._exchange = self
+        session._requests += 1
+        session.touch()
+        session.awake(request)
+        return session
+
+    def _hold(self, slot: _Slot, session: Session) -> None:
         slot.session = session
         if session._rare is not None:
             slot.losses = session._rare.losses
         session._users += 1
         if self._loaded is not None:
             self._take(session)
-        session._exchange = self
-        session._requests += 1
-        session.touch()
-        session.awake(request)
-        return session
 
     def has(self, session: Session) -> bool:
         """
@@ -237,15 +244,26 @@ class Exchange:
         """
         return any(slot.session is session for slot in self._slots)
 
-    def peek(self) -> Session | None:
+    def peek(self, takesPart: bool = True) -> Session | None:
         """
         See L{SessionRequest.peekSession}.
+
+        @param takesPart: whether what is done to it then is this request's, and
+            its response waits until that is stored.
         """
         self._peeked = True
         secure = self.isSecure()
-        session = self.session(secure)
-        if session is None:
-            session = self._find(_Slot(secure), secure)
+        for slot in self._slots:
+            if slot.secure is secure and slot.session is not None:
+                session: Session | None = slot.session
+                break
+        else:
+            slot = _Slot(secure)
+            session = self._find(slot, secure)
+            isOver = self.request.finished or self.request._disconnected
+            if session is not None and takesPart and not isOver:
+                self._slots += (slot,)
+                self._hold(slot, session)
         return None if session is None or session._ended is not None else session
 
     def _take(self, session: Session) -> None:
@@ -355,13 +373,13 @@ class Exchange:
             stored = keeper.commits.store(session)
             if stored is not None:
                 waits.append(stored)
-        slept, self._slept = self._slept, self._slept or bool(self._slots)
+        slept, self._slept = self._slept, self._slept or any(slot.isUsed for slot in self._slots)
         for slot in self._slots:
             used = slot.session if slot.session is not None else slot.gone
             if used is None:
                 continue
             session = used
-            if not slept and session._ended is None:
+            if not slept and slot.isUsed and session._ended is None:
                 try:
                     session.sleep(self.request)
                 except Exception:
@@ -641,7 +659,11 @@ class Exchange:
             if session._ended is not None:
                 if sent is not None and sent.presented:
                     self._setCookie(secure, policy.deleteCookie(secure))
-            elif sent is not None and sent.uids == (session.uid,) and policy.maxAge is None:
+            elif (
+                sent is not None
+                and sent.uids == (session.uid,)
+                and (policy.maxAge is None or not slot.isUsed)
+            ):
                 pass  # it has its cookie
             elif self.keeper.isKnown(session) and self._inherits(slot, session):
                 self._setCookie(secure, policy.setCookie(session.uid, secure))

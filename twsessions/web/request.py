@@ -103,14 +103,12 @@ class SessionRequest(server.Request):
     def peekSession(self) -> Session | None:
         """
         The user's session, if there is one. Unlike C{getSession()} this makes
-        none, and does not count as use.
+        none, and does not count as use. What is changed in it is stored before
+        the response leaves, all the same.
 
         @raise StoreUnavailable: it could not be loaded.
         """
-        exchange = self._exchange
-        if exchange is None:
-            exchange = self._exchange = Exchange(self, self.channel.site)
-        return exchange.peek()
+        return Exchange.of(self).peek()
 
     def isSecure(self) -> bool:
         """
