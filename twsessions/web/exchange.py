@@ -26,8 +26,8 @@ from twsessions.errors import (
     TooLateForSession,
     TooManySessions,
 )
+from twsessions.web.page import within
 from twsessions.web.session import Session
-from twsessions.web.underway import within
 
 if TYPE_CHECKING:
     from twsessions.core.cookies import CookiePolicy, Sent

@@ -19,8 +19,8 @@ from twisted.web import http, server
 
 from twsessions.errors import StoreUnavailable, TooLateForSession
 from twsessions.web.exchange import Exchange
+from twsessions.web.page import within
 from twsessions.web.session import Session
-from twsessions.web.underway import within
 
 __all__ = ["SessionRequest", "adopt", "requestClassFor"]
 

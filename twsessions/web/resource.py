@@ -16,8 +16,8 @@ from zope.interface import implementer
 from twsessions.core.cookies import CookiePolicy
 from twsessions.interfaces import ISessionStore
 from twsessions.web.owner import SessionOwner
+from twsessions.web.page import within
 from twsessions.web.request import adopt
-from twsessions.web.underway import within
 
 __all__ = ["Adopting", "SessionResource"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from twsessions.core.ids import keyOf, makeUid
 from twsessions.errors import TooLateForSession
-from twsessions.web.underway import underWay
+from twsessions.web.page import requestOfPage
 
 if TYPE_CHECKING:
     from twsessions.web.exchange import Exchange
@@ -41,7 +41,7 @@ class Rotations:
         keeper = self._keeper
         # Others may have a request with the old id open, and not all of them need
         # be the same user: only who logs in is told the new one.
-        running = getattr(underWay.get(), "_exchange", None)
+        running = getattr(requestOfPage.get(), "_exchange", None)
         isSure = running is not None and running.has(session)
         exchange: Exchange | None = running if isSure else session._exchange
         isSure = isSure or session._users == 1

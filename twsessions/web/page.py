@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["underWay", "within"]
+__all__ = ["requestOfPage", "within"]
 
-underWay: ContextVar[Any] = ContextVar("twsessions.underWay", default=None)
+requestOfPage: ContextVar[Any] = ContextVar("twsessions.requestOfPage", default=None)
 """
 The request whose page is running. A coroutine keeps it; a plain callback has
 L{None}.
@@ -21,8 +21,8 @@ def within(request: Any, does: Callable[..., object], *args: Any) -> None:
     """
     Have a request's page run.
     """
-    token = underWay.set(request)
+    token = requestOfPage.set(request)
     try:
         does(*args)
     finally:
-        underWay.reset(token)
+        requestOfPage.reset(token)
