@@ -1642,3 +1642,30 @@ def test_aLoginInACallbackIsToldTheNewId(world: World, browser: Browser) -> None
     streams[0].finish()
     assert world.visit(browser, lambda r: r.getSession().principal).body == b"'ann'"
     other.close()
+
+
+@pytest.mark.parametrize("ask", ["getSession", "peekSession"])
+def test_whoCameAndWentTakesNoLoginFromACallback(world: World, browser: Browser, ask: str) -> None:
+    """
+    Of those who are still there, who asked for the session last is told the new
+    id, and nobody else is.
+    """
+    checked: Deferred[None] = Deferred()
+    waiting: list[Any] = []
+
+    def wait(request: Any) -> object:
+        waiting.append((request, request.getSession()))
+        return NOT_DONE_YET
+
+    thief, other = (Browser(world.site, jar=browser.jar) for _ in range(2))
+    stolen = world.start(thief, wait)
+    logging = world.start(browser, wait)
+    assert world.visit(other, lambda request: getattr(request, ask)()["k"]).body == b"0"
+    request, session = waiting.pop()
+    checked.addCallback(lambda _: session.login("ann") and request.finish())
+    checked.callback(None)
+    assert len(result(logging.response).setCookies) == 1
+    waiting[0][0].finish()
+    assert result(stolen.response).setCookies == []
+    thief.close()
+    other.close()

@@ -50,6 +50,7 @@ class _Slot:
     uid: bytes | None = None  # by which this request knows the session
     losses = 0  # the session's, when it was asked for
     isUsed = False  # else it was only looked at
+    before: Exchange | None = None  # who had asked for it last then
     isLate = False  # it came with an id that was just replaced
     gone: Session | None = None  # the session, when the client has gone
 
@@ -199,7 +200,7 @@ class Exchange:
         if session is not None:
             if session._ended is not None:
                 self._past += (session,)
-                self.keeper.release(session)
+                self._release(slot, session)
             elif slot.isUsed:
                 session.touch()
                 return session
@@ -224,7 +225,7 @@ class Exchange:
         if slot.session is not session:
             self._hold(slot, session)
         slot.isUsed = True
-        session._exchange = self
+        slot.before, session._exchange = session._exchange, self
         session._requests += 1
         session.touch()
         session.awake(request)
@@ -639,12 +640,19 @@ class Exchange:
             if session is not None:
                 if session._rare is not None and session._rare.heir is self:
                     session._rare.heir = _NOBODY  # the session must not keep it
-                self.keeper.release(session)
+                self._release(slot, session)
         loaded, self._loaded = self._loaded, None
         if loaded:
             for unasked in loaded.values():
                 if unasked is not None:
                     self.keeper.release(unasked)
+
+    def _release(self, slot: _Slot, session: Session) -> None:
+        before, slot.before = slot.before, None
+        if session._exchange is self:
+            isHere = before is not None and before.has(session)
+            session._exchange = before if isHere else None
+        self.keeper.release(session)
 
     def _cookies(self) -> None:
         """

@@ -303,7 +303,6 @@ class StoreKeeper(Keeper):
         A request has done with the session.
         """
         session._users -= 1
-        session._exchange = None
         if session._users or session._ended is not None:
             return
         if self.local:
