@@ -26,6 +26,7 @@ from twsessions.errors import SessionGone, StoreUnavailable
 from twsessions.stores.link import StoreLink
 from twsessions.stores.memcached import MemcachedStore
 from twsessions.test.memcachedserver import Server
+from twsessions.test.real import PATIENCE
 from twsessions.testing.contract import change, create, newKey
 
 reactor: Any = theReactor
@@ -175,7 +176,7 @@ class Place:
         self.proxies.append(Proxy(server.port))
         return self.proxies[-1]
 
-    def store(self, *ports: int, timeout: float = 1.5) -> MemcachedStore:
+    def store(self, *ports: int, timeout: float = PATIENCE) -> MemcachedStore:
         addresses = [("127.0.0.1", port) for port in ports]
         store = MemcachedStore(reactor, addresses, reactor.seconds, timeout=timeout)
         self.stores.append(store)

@@ -18,7 +18,7 @@ from twsessions.stores.fromurl import storeFromURL
 from twsessions.test.postgresserver import Server
 from twsessions.testing.contract import change, create, newKey
 
-TIMEOUT = 1.0
+TIMEOUT = 2.0
 
 
 @pytest.fixture

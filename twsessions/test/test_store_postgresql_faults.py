@@ -37,7 +37,7 @@ try:
 except ModuleNotFoundError:
     psycopg = None
 
-TIMEOUT = 1.0
+TIMEOUT = 2.0
 SLACK = 1.5  # for a slow machine
 
 

@@ -130,7 +130,7 @@ class Place:
         self.prefix = newPrefix()
         self.stores: list[RedisStore] = []
 
-    def make(self, timeout: float = 1.5, **options: Any) -> RedisStore:
+    def make(self, timeout: float = PATIENCE, **options: Any) -> RedisStore:
         options.setdefault("skew", lambda: self.now)
         options.setdefault("prefix", self.prefix)
         self.stores.append(storeOn(self.cluster, timeout, **options))

@@ -29,6 +29,7 @@ from twsessions.stores._redis.subscription import Subscription
 from twsessions.stores.fromurl import storeFromURL
 from twsessions.stores.redis import RedisStore
 from twsessions.test.ear import Ear, numbered
+from twsessions.test.real import PATIENCE
 from twsessions.test.redismodel import Play, insist
 from twsessions.test.redisproxy import Proxy
 from twsessions.test.redisserver import Server, until
@@ -67,13 +68,15 @@ class Place:
         self.proxy = Proxy(server.port)
         self.stores: list[RedisStore] = []
 
-    def make(self, port: int | None = None, timeout: float = 1.5, **options: Any) -> RedisStore:
+    def make(
+        self, port: int | None = None, timeout: float = PATIENCE, **options: Any
+    ) -> RedisStore:
         dialer = Dialer(reactor, timeout, Login())
         route = Single(dialer, ("127.0.0.1", self.server.port if port is None else port))
         self.stores.append(RedisStore(route, **options))
         return self.stores[-1]
 
-    def near(self, timeout: float = 1.5) -> RedisStore:
+    def near(self, timeout: float = PATIENCE) -> RedisStore:
         """
         A store behind the proxy.
         """
