@@ -33,6 +33,7 @@ from twsessions.testing.contract import change, create, newKey
 try:
     import psycopg
 
+    from twsessions.stores._postgres.link import Link
     from twsessions.stores._postgres.record import decode, encode
     from twsessions.stores._postgres.url import parse
     from twsessions.stores.postgresql import PostgreSQLStore
@@ -596,3 +597,37 @@ def test_recordsThatDoNotParse(server: Server) -> None:
         with pytest.raises(CorruptRecord):
             decode(noise[:size], 0.0)
     assert encode(create(newKey()))
+
+
+# A server that is away
+
+
+class Away:
+    """
+    Dials it.
+    """
+
+    timeout = 1.0
+
+    def __init__(self) -> None:
+        self.reactor = Clock()
+        self.tries: list[float] = []
+
+    async def dial(self, *args: Any) -> Any:
+        self.tries.append(self.reactor.seconds())
+        raise StoreUnavailable("it is away")
+
+
+def test_nobodyIsDialledForEachCall(server: Server) -> None:
+    """
+    However many ask, there is one try now and then; and one every second.
+    """
+    away = Away()
+    link = Link(away, 1, lambda notice: None)  # type: ignore[arg-type]
+    failures: list[Any] = []
+    for _ in range(1000):
+        link.ask(b"load").addErrback(failures.append)
+        away.reactor.advance(0.01)
+    assert len(failures) == 1000
+    assert len(away.tries) < 20
+    assert max(b - a for a, b in zip(away.tries, away.tries[1:], strict=False)) < 1.1

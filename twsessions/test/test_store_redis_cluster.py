@@ -380,6 +380,18 @@ async def test_aWalkLeavesOutNobodyWhoCannotBeRead(place: Place) -> None:
 
 
 @ensure
+async def test_hintsGoWithTheirSessions(place: Place) -> None:
+    store = place.make()
+    made = await store.commit([create(keyIn(n), principal="ann") for n in (1, 2)])
+    await one(store, change(made[0].key, end="logout"))
+    place.now = 70.0
+    await swept(store)
+    deadline = store._buckets.deadline()
+    assert await store._index.keysOf("ann", deadline) == []
+    assert [await store._index.keyOf(one_.handle, deadline) for one_ in made] == [None, None]
+
+
+@ensure
 async def test_hintsThatLeadNowhereGo(place: Place) -> None:
     store = place.make()
     key, dead = keyIn(1), keyIn(2)
