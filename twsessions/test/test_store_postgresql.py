@@ -558,6 +558,15 @@ async def test_largeSessions(server: Server, stores: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_moreThanASocketTakesAtOnce(server: Server, stores: Any) -> None:
+    store, keys = stores(server.url("?timeout=60")), [newKey() for _ in range(16)]
+    fields = {"da": os.urandom(1 << 20)}
+    await store.commit([create(key, set=fields) for key in keys])
+    found = await store.load(keys)
+    assert [record and record.fields == fields for record in found] == [True] * 16
+
+
+@pytest_twisted.ensureDeferred
 async def test_closeWaitsForWhatIsUnderway(server: Server, stores: Any) -> None:
     store, key = stores(), newKey()
     committed, loaded = store.commit([create(key)]), store.load([key] * 100)
