@@ -16,7 +16,9 @@ import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.logger import capturedLogs
 
 import twsessions
@@ -27,8 +29,9 @@ from twsessions.stores._redial import Redialed
 from twsessions.stores._redis.commits import _waves
 from twsessions.stores._redis.record import decode, decodeEnd, read, stateBetween
 from twsessions.stores._redis.route import Cluster, Sentinels, Single, _evenTags, _slotOf
+from twsessions.stores._redis.subscription import Subscription
 from twsessions.stores._redis.url import parse
-from twsessions.stores._redis.wire import explain
+from twsessions.stores._redis.wire import Wire, explain
 from twsessions.stores.fromurl import checkURL, storeFromURL
 from twsessions.test.certificates import makeCertificates
 from twsessions.test.redisserver import Server, until
@@ -539,3 +542,52 @@ def test_nobodyIsDialledForEachCall(patient: bool) -> None:
     assert len(failures) == 1000
     assert len(tries) < 20
     assert max(b - a for a, b in zip(tries, tries[1:], strict=False)) < 1.1
+
+
+class Listening:
+    """
+    A route to a server of which nothing is heard but what the test says.
+    """
+
+    timeout = 1.5
+
+    def __init__(self) -> None:
+        self.reactor = Clock()
+        self.wires: list[Any] = []
+
+    async def connect(self) -> Wire:
+        wire = Wire(self.reactor)
+        transport: Any = StringTransportWithDisconnection()
+        transport.protocol = wire
+        transport.setTcpNoDelay = transport.setTcpKeepAlive = lambda on: None
+        wire.makeConnection(transport)
+        self.wires.append(wire)
+        return wire
+
+
+def test_aConnectionThatOnlyListensAndIsCutOff() -> None:
+    """
+    It is not kept when the server is not there any more, and is kept as long
+    as nobody has anything to say.
+    """
+    route, told = Listening(), []
+    confirmed = b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n"
+    subscription = Subscription(route, b"c", told.append)  # type: ignore[arg-type]
+    started = Deferred.fromCoroutine(subscription.start())
+    (wire,) = route.wires
+    wire.dataReceived(confirmed)
+    assert started.called
+    for _ in range(300):
+        route.reactor.advance(1.0)
+        if b"PING" in wire.transport.value():
+            wire.transport.clear()
+            wire.dataReceived(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+    assert wire.isUp and told == []
+    for _ in range(60):
+        if len(route.wires) == 1:
+            route.reactor.advance(1.0)
+    assert not wire.isUp
+    route.wires[-1].dataReceived(confirmed)
+    assert told == [None]
+    Deferred.fromCoroutine(subscription.close())
+    assert not route.reactor.getDelayedCalls()
