@@ -716,6 +716,7 @@ async def test_aCommitThatFollowsALoadDoesNotReadAgain(stores: Stores) -> None:
     await store.commit([create(key) for key in keys])
     assert None not in await store.load(keys)
     assert len(store._seen) == 1024
+    assert await reads(store.commit([change(keys[-1], uses=1)])) == 0
     client.close()
 
 
