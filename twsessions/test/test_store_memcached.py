@@ -716,6 +716,7 @@ async def test_aCommitThatFollowsALoadDoesNotReadAgain(stores: Stores) -> None:
     await store.commit([create(key) for key in keys])
     assert None not in await store.load(keys)
     assert len(store._seen) == 1024
+    assert await reads(store.commit([change(keys[-1], uses=1)])) == 0
     client.close()
 
 
@@ -726,14 +727,16 @@ async def test_corruptItemsArePutAside(stores: Stores) -> None:
     client = server.client()
     for value in (b"", b"\0", b"garbage", b"\1" + bytes(40)):
         key = newKey()
-        client.set(nameOf(key), value)
         with capturedLogs() as events:
-            for _ in range(3):
-                assert await gatherResults([store.load([key]), other.load([key])]) == [[None]] * 2
-            assert isinstance(await one(store, change(key, uses=1)), SessionGone)
+            for _ in range(2):  # once is not for all time
+                client.set(nameOf(key), value)
+                for _ in range(3):
+                    loads = [store.load([key]), other.load([key])]
+                    assert await gatherResults(loads) == [[None]] * 2
+                assert isinstance(await one(store, change(key, uses=1)), SessionGone)
         if value == b"\0":
             continue  # which is a tombstone
-        assert len(events) == 1
+        assert len(events) == 2
         assert key.hex() not in str(events)
         assert client.get(nameOf(key, b"!")) == value
         assert 86000 < client.ttl(nameOf(key, b"!")) < 87000

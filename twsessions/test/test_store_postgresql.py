@@ -33,6 +33,7 @@ from twsessions.testing.contract import change, create, newKey
 try:
     import psycopg
 
+    from twsessions.stores._postgres.link import Link
     from twsessions.stores._postgres.record import decode, encode
     from twsessions.stores._postgres.url import parse
     from twsessions.stores.postgresql import PostgreSQLStore
@@ -487,20 +488,21 @@ async def test_aUseChangesNothingThatIsIndexed(server: Server, stores: Any) -> N
 @pytest_twisted.ensureDeferred
 async def test_corruptIsPutAsideAndLoggedOnce(server: Server, stores: Any) -> None:
     store, key = stores(), newKey()
-    await one(store, create(key, set={"da": b"1"}))
-    server.query("UPDATE twsessions.session SET uses = 99")
-    with capturedLogs() as logs:
-        assert await store.load([key, key]) == [None, None]
-        for _ in range(100):
-            if server.query("SELECT key FROM twsessions.quarantine"):
-                break
-            await deferLater(reactor, 0.01, lambda: None)
-        assert await store.load([key]) == [None]
-        await store.sweep(1)  # behind it
-    told = [event for event in logs if "corrupt" in event["log_format"]]
-    assert len(told) == 1 and key.hex() not in repr(told)
-    assert server.query("SELECT key FROM twsessions.quarantine") == [(key,)]
-    assert server.query("SELECT count(*) FROM twsessions.session") == [(0,)]
+    for times in 1, 2:  # each time that it is
+        await one(store, create(key, set={"da": b"1"}))
+        server.query("UPDATE twsessions.session SET uses = 99")
+        with capturedLogs() as logs:
+            assert await store.load([key, key]) == [None, None]
+            for _ in range(100):
+                if len(server.query("SELECT key FROM twsessions.quarantine")) == times:
+                    break
+                await deferLater(reactor, 0.01, lambda: None)
+            assert await store.load([key]) == [None]
+            await store.sweep(1)  # behind it
+        told = [event for event in logs if "corrupt" in event["log_format"]]
+        assert len(told) == 1 and key.hex() not in repr(told)
+        assert server.query("SELECT key FROM twsessions.quarantine") == [(key,)] * times
+        assert server.query("SELECT count(*) FROM twsessions.session") == [(0,)]
 
 
 @pytest_twisted.ensureDeferred
@@ -556,6 +558,15 @@ async def test_largeSessions(server: Server, stores: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_moreThanASocketTakesAtOnce(server: Server, stores: Any) -> None:
+    store, keys = stores(server.url("?timeout=60")), [newKey() for _ in range(16)]
+    fields = {"da": os.urandom(1 << 20)}
+    await store.commit([create(key, set=fields) for key in keys])
+    found = await store.load(keys)
+    assert [record and record.fields == fields for record in found] == [True] * 16
+
+
+@pytest_twisted.ensureDeferred
 async def test_closeWaitsForWhatIsUnderway(server: Server, stores: Any) -> None:
     store, key = stores(), newKey()
     committed, loaded = store.commit([create(key)]), store.load([key] * 100)
@@ -595,3 +606,37 @@ def test_recordsThatDoNotParse(server: Server) -> None:
         with pytest.raises(CorruptRecord):
             decode(noise[:size], 0.0)
     assert encode(create(newKey()))
+
+
+# A server that is away
+
+
+class Away:
+    """
+    Dials it.
+    """
+
+    timeout = 1.0
+
+    def __init__(self) -> None:
+        self.reactor = Clock()
+        self.tries: list[float] = []
+
+    async def dial(self, *args: Any) -> Any:
+        self.tries.append(self.reactor.seconds())
+        raise StoreUnavailable("it is away")
+
+
+def test_nobodyIsDialledForEachCall(server: Server) -> None:
+    """
+    However many ask, there is one try now and then; and one every second.
+    """
+    away = Away()
+    link = Link(away, 1, lambda notice: None)  # type: ignore[arg-type]
+    failures: list[Any] = []
+    for _ in range(1000):
+        link.ask(b"load").addErrback(failures.append)
+        away.reactor.advance(0.01)
+    assert len(failures) == 1000
+    assert len(away.tries) < 20
+    assert max(b - a for a, b in zip(away.tries, away.tries[1:], strict=False)) < 1.1

@@ -16,18 +16,22 @@ import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.logger import capturedLogs
 
 import twsessions
 from twsessions.core.delta import Birth, Change
 from twsessions.errors import CorruptRecord, NewerFormat, StoreUnavailable
-from twsessions.interfaces import ISessionStore
+from twsessions.interfaces import ISessionStore, Verdict
+from twsessions.stores._redial import Redialed
 from twsessions.stores._redis.commits import _waves
 from twsessions.stores._redis.record import decode, decodeEnd, read, stateBetween
 from twsessions.stores._redis.route import Cluster, Sentinels, Single, _evenTags, _slotOf
+from twsessions.stores._redis.subscription import Subscription
 from twsessions.stores._redis.url import parse
-from twsessions.stores._redis.wire import explain
+from twsessions.stores._redis.wire import Wire, explain
 from twsessions.stores.fromurl import checkURL, storeFromURL
 from twsessions.test.certificates import makeCertificates
 from twsessions.test.redisserver import Server, until
@@ -476,3 +480,114 @@ async def test_forgottenWish(server: Server) -> None:
                 server.call("DEL", "twsessions{0}ends")
     finally:
         await store.close()
+
+
+@ensure
+async def test_endsThatCannotBeRead(server: Server) -> None:
+    """
+    What is corrupt goes, and what a later release has written waits for one
+    that can read it; of the others is heard.
+    """
+    import msgpack
+
+    from twsessions.stores._redis.link import Dialer, Login
+    from twsessions.stores.redis import RedisStore
+
+    now, ends = [0.0], "twsessions{0}ends"
+    route = Single(Dialer(reactor, 1.5, Login()), ("127.0.0.1", server.port))
+    store: Any = RedisStore(route, skew=lambda: now[0])
+    try:
+        await store.listen()
+        made = await store.commit([create(newKey(), idle=None) for _ in range(4)])
+        await store.commit([change(record.key, end="logout") for record in made])
+        good, newer, corrupt, foreign = (record.handle for record in made)
+        kept = server.call("HGET", ends, newer)
+        *facts, value = msgpack.unpackb(kept, raw=True)
+        for handle, other in (newer, b"\x63" + value[1:]), (corrupt, value[:-1]):
+            packed = msgpack.packb([*facts, other], use_bin_type=False)
+            server.call("HSET", ends, handle, packed)
+        server.call("HSET", ends, foreign, "text")
+        with capturedLogs() as events:
+            (end,) = await store.claim(10, 1.0)
+            assert end.id == good
+            assert await store.settle([Verdict(good, end.claim)]) == [True]
+            now[0] = 60.0
+            assert await store.claim(10, 1.0) == []
+        assert len(events) == 1
+        server.call("HSET", ends, newer, kept)
+        now[0] = 4000.0
+        assert [end.id for end in await store.claim(10, 1.0)] == [newer]
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_nobodyIsDialledForEachCall(patient: bool) -> None:
+    """
+    However many ask for a server that is away, there is one try now and then;
+    and one every second.
+    """
+    clock = Clock()
+    tries: list[float] = []
+    failures: list[Any] = []
+
+    async def dial() -> Any:
+        tries.append(clock.seconds())
+        raise StoreUnavailable("it is away")
+
+    server: Redialed[Any] = Redialed(clock, dial, 1.0, patient, "server")
+    for _ in range(1000):
+        server.up().addErrback(failures.append)
+        clock.advance(0.01)
+    assert len(failures) == 1000
+    assert len(tries) < 20
+    assert max(b - a for a, b in zip(tries, tries[1:], strict=False)) < 1.1
+
+
+class Listening:
+    """
+    A route to a server of which nothing is heard but what the test says.
+    """
+
+    timeout = 1.5
+
+    def __init__(self) -> None:
+        self.reactor = Clock()
+        self.wires: list[Any] = []
+
+    async def connect(self) -> Wire:
+        wire = Wire(self.reactor)
+        transport: Any = StringTransportWithDisconnection()
+        transport.protocol = wire
+        transport.setTcpNoDelay = transport.setTcpKeepAlive = lambda on: None
+        wire.makeConnection(transport)
+        self.wires.append(wire)
+        return wire
+
+
+def test_aConnectionThatOnlyListensAndIsCutOff() -> None:
+    """
+    It is not kept when the server is not there any more, and is kept as long
+    as nobody has anything to say.
+    """
+    route, told = Listening(), []
+    confirmed = b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n"
+    subscription = Subscription(route, b"c", told.append)  # type: ignore[arg-type]
+    started = Deferred.fromCoroutine(subscription.start())
+    (wire,) = route.wires
+    wire.dataReceived(confirmed)
+    assert started.called
+    for _ in range(300):
+        route.reactor.advance(1.0)
+        if b"PING" in wire.transport.value():
+            wire.transport.clear()
+            wire.dataReceived(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+    assert wire.isUp and told == []
+    for _ in range(60):
+        if len(route.wires) == 1:
+            route.reactor.advance(1.0)
+    assert not wire.isUp
+    route.wires[-1].dataReceived(confirmed)
+    assert told == [None]
+    Deferred.fromCoroutine(subscription.close())
+    assert not route.reactor.getDelayedCalls()

@@ -252,25 +252,25 @@ async def swept(store: RedisStore) -> None:
         await pause(0.005)
 
 
+@pytest.mark.parametrize("isSent", [False, True])
 @ensure
-async def test_sessionsOfFindsThoseOnTheirWay(place: Place) -> None:
+async def test_sessionsOfFindsThoseOnTheirWay(place: Place, isSent: bool) -> None:
     """
-    A session that is between two keys, because a process has died, does not
-    escape those who would end all sessions of somebody.
+    Wherever a process has died in a rotation, the session does not escape
+    those who would end all sessions of somebody.
     """
-    store = place.make()
-    old = to = keyIn(1)
-    await one(store, create(old, set={"da": b"1"}, principal="ann"))
-    dying = place.make()
-    trips = 0
-    while await alive(store, [old]):
-        trips += 1
-        to = keyIn(200)
-        _Broken(dying, trips, isSent=True)
-        await insistOnce(dying, change(old, newKey=to))
-        dying = place.make()
-    assert await alive(store, [old, to]) == []
-    assert [record.key for record in await store.sessionsOf("ann")] == [to]
+    store, step, isBroken = place.make(), 0, True
+    while isBroken:
+        old, to = keyIn(step), keyIn(step + 100)
+        await one(store, create(old, principal=str(step)))
+        broken = _Broken(place.make(), step, isSent)
+        await insistOnce(place.stores[-1], change(old, newKey=to))
+        (found,) = await store.sessionsOf(str(step))
+        assert await alive(store, [old, to]) == [found.key]
+        hints = await store._index.keysOf(str(step), store._buckets.deadline())
+        assert hints == [found.key]
+        step, isBroken = step + 1, broken.isBroken
+    assert step > 4
 
 
 @pytest.mark.parametrize("isSent", [False, True])
@@ -357,6 +357,38 @@ async def test_rotationRefused(place: Place) -> None:
     for master in place.cluster.masters:
         assert not [n for n in master.call("KEYS", "*") if b"}s:" in n and old not in n
                     and to not in n]  # fmt: skip
+
+
+@ensure
+async def test_aWalkLeavesOutNobodyWhoCannotBeRead(place: Place) -> None:
+    store, keys = place.make(), [keyIn(1), keyIn(2)]
+    await store.commit([create(key) for key in keys])
+    route, whole = store._route, store._route.run
+    trips = 0
+
+    async def run(asks: Sequence[Ask], *args: Any) -> None:
+        nonlocal trips
+        trips += 1
+        await whole(asks, *args)
+        if trips == 2:  # its node has gone since the keys were read
+            asks[0].reply = StoreUnavailable("broken by the test")
+
+    route.run = run  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await store.iterate(None, 10)
+    assert [record.key for record in await store.iterate(None, 10)] == keys
+
+
+@ensure
+async def test_hintsGoWithTheirSessions(place: Place) -> None:
+    store = place.make()
+    made = await store.commit([create(keyIn(n), principal="ann") for n in (1, 2)])
+    await one(store, change(made[0].key, end="logout"))
+    place.now = 70.0
+    await swept(store)
+    deadline = store._buckets.deadline()
+    assert await store._index.keysOf("ann", deadline) == []
+    assert [await store._index.keyOf(one_.handle, deadline) for one_ in made] == [None, None]
 
 
 @ensure

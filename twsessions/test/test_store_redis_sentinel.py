@@ -12,6 +12,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
 from twsessions.core.record import Record
@@ -117,3 +118,38 @@ async def test_aMasterThatHangsAndComesBack(sentinels: Sentinels) -> None:
             assert new.fields == {"da": b"1"}
     finally:
         await store.close()
+
+
+class Late(Protocol):
+    """
+    A Sentinel that has not heard that a master is none any more.
+    """
+
+    port = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        if b"PING" in data:
+            self.transport.write(b"+PONG\r\n")
+        else:
+            self.transport.write(b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%d\r\n"
+                                 % (len(str(self.port)), self.port))  # fmt: skip
+
+
+@ensure
+async def test_aReplicaIsNotTakenForTheMaster(sentinels: Sentinels) -> None:
+    """
+    What it has may be old: a session that has ended may be in it.
+    """
+    factory = Factory.forProtocol(Late)
+    factory.noisy = False
+    listening: Any = reactor.listenTCP(0, factory, interface="127.0.0.1")  # type: ignore[attr-defined]
+    url = urlOf(sentinels, f"127.0.0.1:{listening.getHost().port}")
+    try:
+        Late.port = sentinels.master.port
+        assert await loadedFrom(url) == [None]
+        Late.port = sentinels.replica.port
+        with pytest.raises(StoreUnavailable):
+            await loadedFrom(url)
+    finally:
+        await listening.stopListening()

@@ -187,8 +187,6 @@ class Frames:
         way = self._way
         step = _SLICE if way is not self._control else len(data)
         for at in range(0, len(data), step):
-            if self._over:
-                return
             way.receive_data(data[at : at + step])
             for event in way.events():
                 self._happened(event, events)

@@ -121,7 +121,6 @@ class Handshake:
         request = self._request
         channel: Any = request.channel
         transport = channel.transport
-        channel.setTimeout(None)
         early = b"".join(channel._dataBuffer)
         # Twisted's own way (HTTPChannel._protocolUpgradeForWebsockets), which
         # knows no producers.

@@ -25,13 +25,15 @@ class Index:
     def __init__(self, buckets: Buckets) -> None:
         self._buckets = buckets
 
-    def hint(self, principal: str, key: bytes) -> Ask:
+    def hint(self, principal: str, key: bytes, *old: bytes) -> Ask:
         """
         To say that a session may be of a principal.
+
+        @param old: the key that it had before, which leads there no more.
         """
         name = principal.encode()
         bucket = self._buckets.ofName(name)
-        return self._buckets.script(bucket, scripts.HINT, name, key)
+        return self._buckets.script(bucket, scripts.HINT, name, key, *old)
 
     def hintHandle(self, handle: bytes, key: bytes) -> Ask:
         """

@@ -81,7 +81,7 @@ class Moves:
         """
         hints = [self._index.hintHandle(record.handle, record.key)]
         if record.principal is not None:
-            hints.append(self._index.hint(record.principal, record.key))
+            hints.append(self._index.hint(record.principal, record.key, old))
         await self._buckets.all(hints, deadline)
         said = await self._step(scripts.ARRIVE, deadline, record.key, token, value)
         await self._step(scripts.FORGET, deadline, old, token)

@@ -263,7 +263,8 @@ local function step(c)
   if c.away then
     local parted = '\0' .. pack({to = to, token = c.token, record = value})
     redis.call('SET', base .. 's:' .. key, parted)
-    drop(key, before, nil)
+    -- Nobody else leads to it as long as there is no hint of the new key.
+    drop(key, before ~= r.principal and before, nil)
     redis.call('ZADD', base .. 'due', number(now + 5), key)
     return value
   end
@@ -463,9 +464,11 @@ return {stamp, 'G'}
 """
 
 # Indexes in buckets of their own only hint, and a hint comes before what it is of.
-# So one that leads nowhere is taken away only when it is old.
+# So one that leads nowhere is taken away only when it is old. ARGV[4], if there is
+# one: the key that the session had before.
 _HINT: Final = r"""
 redis.call('ZADD', base .. 'p:' .. ARGV[2], stamp, ARGV[3])
+if ARGV[4] then redis.call('ZREM', base .. 'p:' .. ARGV[2], ARGV[4]) end
 return 1
 """
 
