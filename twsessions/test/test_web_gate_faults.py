@@ -15,6 +15,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET
 from twisted.web.util import redirectTo
@@ -84,6 +85,22 @@ class World:
 @pytest.fixture
 def world() -> World:
     return World()
+
+
+@pytest.fixture
+def failures() -> Iterator[list[Failure]]:
+    """
+    What is logged as having failed.
+    """
+    those: list[Failure] = []
+
+    def observe(event: Any) -> None:
+        if "log_failure" in event:
+            those.append(event["log_failure"])
+
+    globalLogPublisher.addObserver(observe)
+    yield those
+    globalLogPublisher.removeObserver(observe)
 
 
 @pytest.fixture
@@ -652,6 +669,51 @@ def test_aHeldProducerIsStoppedWhenTheCommitFails(world: World, browser: Browser
     world.clock.advance(2)
     assert result(pending.response).code == 500
     assert producers[0].stopped == 1
+
+
+def test_whoWritesAfterARefusalIsNotHeard(world: World, browser: Browser) -> None:
+    """
+    The client has its answer, and the connection is free for the next stream.
+    """
+    streams: list[Push] = []
+
+    def stream(request: Any) -> object:
+        request.getSession()
+        streams.append(Push(request))
+        request.registerProducer(streams[-1], True)
+        return NOT_DONE_YET
+
+    pending = world.start(browser, stream)
+    request = streams[0].request
+    put(request, 1)
+    world.store.failNext("commit")
+    request.write(b"first")
+    assert result(pending.response).code == 500
+    assert streams[0].stopped == 1
+    streams[0].write(b"second")
+    request.unregisterProducer()
+    request.finish()
+    pending = world.start(browser, stream)
+    streams[1].write(b"next")
+    streams[1].request.unregisterProducer()
+    streams[1].request.finish()
+    assert result(pending.response).body == b"next"
+    assert (streams[0].stopped, streams[1].stopped) == (1, 0)
+
+
+def test_aPageThatIsAnswered503WhileItsCommitFails(
+    world: World, browser: Browser, failures: list[Failure]
+) -> None:
+    def outage(request: Any) -> object:
+        put(request, 1)
+        request.write(b"begun")
+        raise StoreUnavailable("another one is away")
+
+    pending = world.start(browser, lambda request: world.store.hang() or outage(request))
+    assert result(pending.response).code == 503
+    world.store.down = True
+    world.store.resume()
+    assert {failure.type for failure in failures} == {StoreUnavailable}
 
 
 def test_tooLargeIs500AndTheOldVersionStands(world: World, browser: Browser) -> None:
@@ -1568,6 +1630,36 @@ def test_stopsWhenAllRequestsOfASessionAreDone() -> None:
     assert answered[0].code == 200 and stopped
 
 
+@pytest.mark.parametrize("ask", ["getSession", "peekSession"])
+def test_aStopWaitsForAnAnswerAndNotForAStream(world: World, browser: Browser, ask: str) -> None:
+    """
+    Whichever of them has asked for the session last.
+    """
+    requests: list[Any] = []
+
+    def wait(request: Any) -> object:
+        put(request, 1)
+        requests.append(request)
+        return NOT_DONE_YET
+
+    def stream(request: Any) -> object:
+        getattr(request, ask)()
+        request.write(b"first")
+        return NOT_DONE_YET
+
+    other = Browser(world.site, jar=browser.jar)
+    pending = world.start(browser, wait)
+    world.start(other, stream)
+    stopped: list[None] = []
+    world.site._stop().addCallback(stopped.append)
+    world.clock.pump([0.1] * 5)
+    assert not stopped
+    requests[0].finish()
+    world.clock.pump([0.1] * 5)
+    assert result(pending.response).code == 200 and stopped
+    other.disconnect()
+
+
 def test_onlyWhoLogsInIsToldTheNewId(world: World, browser: Browser) -> None:
     """
     Who has planted an id on somebody may wait with a request for the login, or
@@ -1657,15 +1749,39 @@ def test_whoCameAndWentTakesNoLoginFromACallback(world: World, browser: Browser,
         waiting.append((request, request.getSession()))
         return NOT_DONE_YET
 
-    thief, other = (Browser(world.site, jar=browser.jar) for _ in range(2))
+    thief, other, third = (Browser(world.site, jar=browser.jar) for _ in range(3))
     stolen = world.start(thief, wait)
     logging = world.start(browser, wait)
+    request, session = waiting[1]
+    world.start(third, wait)
     assert world.visit(other, lambda request: getattr(request, ask)()["k"]).body == b"0"
-    request, session = waiting.pop()
+    world.start(other, wait)
+    for meanwhile, _ in waiting[2:]:
+        meanwhile.finish()
     checked.addCallback(lambda _: session.login("ann") and request.finish())
     checked.callback(None)
     assert len(result(logging.response).setCookies) == 1
     waiting[0][0].finish()
     assert result(stolen.response).setCookies == []
-    thief.close()
-    other.close()
+    for those in (thief, other, third):
+        those.close()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_toLookWhenTheRequestIsOver(world: World, secure: bool) -> None:
+    browser = Browser(world.site, secure=secure)
+    requests: list[Any] = []
+
+    def look(request: Any) -> object:
+        requests.append(request)
+        return request.peekSession() and NOT_DONE_YET
+
+    world.visit(browser, lambda request: put(request, 0) or b"")
+    pending = world.start(browser, look)
+    session = requests[0].peekSession()
+    pending.disconnect()
+    assert requests[0].peekSession() is session is requests[0].getSession()
+    assert world.visit(browser, lambda request: requests.append(request) or b"").code == 200
+    with pytest.raises(TooLateForSession):
+        requests[1].peekSession()
+    browser.close()
