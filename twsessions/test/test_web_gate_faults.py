@@ -671,6 +671,76 @@ def test_aHeldProducerIsStoppedWhenTheCommitFails(world: World, browser: Browser
     assert producers[0].stopped == 1
 
 
+def test_aHeldProducerIsStoppedWhenThePageFailsOrTheClientHasGone(
+    world: World, browser: Browser
+) -> None:
+    producers: list[Push] = []
+
+    def pushes(request: Any) -> object:
+        producers.append(Push(request))
+        put(request, len(producers))
+        request.registerProducer(producers[-1], True)
+        return NOT_DONE_YET
+
+    pending = held(world, browser, lambda request: pushes(request) and {}[1])
+    assert producers[0].stopped == 1
+    world.store.resume()
+    assert result(pending.response).code == 500
+    pending = held(world, browser, pushes)
+    pending.disconnect()
+    producers[1].request.unregisterProducer()
+    world.store.resume()
+    assert producers[1].stopped == 1
+
+
+def test_whoGoesAwayWhileTheCommitFailsLeavesNothing(world: World, browser: Browser) -> None:
+    pending = held(world, browser, pieces)
+    pending.disconnect()
+    world.clock.advance(2)
+    assert world.site.sessions == {}
+    world.store.resume()
+    assert world.read(browser.jar) in (0, 1)
+
+
+def test_allThatIsHeldLeavesInItsOrderThoughItIsHeldAgain(world: World, browser: Browser) -> None:
+    """
+    The session was given a new id while the response waited.
+    """
+    pending = held(world, browser, pieces)
+    [session] = world.site.sessions.values()
+    session.rotate()
+    step(world)
+    assert pending.received == b""
+    world.store.resume()
+    response = result(pending.response)
+    assert (response.body, len(response.setCookies)) == (b"done", 1)
+    assert world.read(browser.jar) == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_anEndIsWaitedForAlsoByWhoGoesOnWithAnother(
+    world: World, browser: Browser, fails: bool
+) -> None:
+    """
+    Of which there is nothing to store.
+    """
+    site = world.makeSite(createOn="write")
+    other = Browser(site, jar=browser.jar)
+
+    def again(request: Any) -> bytes:
+        request.getSession().logout()
+        assert "k" not in request.getSession()
+        return b"bye"
+
+    pending = held(world, other, again)
+    world.store.down = fails
+    world.store.resume()
+    assert result(pending.response).code == (500 if fails else 200)
+    world.store.down = False
+    assert world.read(browser.jar) == (0 if fails else None)
+    other.close()
+
+
 def test_whoWritesAfterARefusalIsNotHeard(world: World, browser: Browser) -> None:
     """
     The client has its answer, and the connection is free for the next stream.
@@ -692,13 +762,15 @@ def test_whoWritesAfterARefusalIsNotHeard(world: World, browser: Browser) -> Non
     assert streams[0].stopped == 1
     streams[0].write(b"second")
     request.unregisterProducer()
+    request.registerProducer(streams[0], True)
+    assert streams[0].stopped == 2
     request.finish()
     pending = world.start(browser, stream)
     streams[1].write(b"next")
     streams[1].request.unregisterProducer()
     streams[1].request.finish()
     assert result(pending.response).body == b"next"
-    assert (streams[0].stopped, streams[1].stopped) == (1, 0)
+    assert streams[1].stopped == 0
 
 
 def test_aPageThatIsAnswered503WhileItsCommitFails(

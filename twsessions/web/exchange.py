@@ -477,8 +477,7 @@ class Exchange:
             "the session of {request} could not be stored", failure=failure, request=request
         )
         if request._disconnected or request.finished:
-            self._failed = True
-            self.done()
+            self._failed = True  # nobody is there to be told
         elif request.startedWriting:
             self._failed = True
             if request.producer is not None:
