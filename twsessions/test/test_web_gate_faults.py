@@ -6,8 +6,10 @@ goes away meanwhile.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -715,6 +717,45 @@ def test_allThatIsHeldLeavesInItsOrderThoughItIsHeldAgain(world: World, browser:
     response = result(pending.response)
     assert (response.body, len(response.setCookies)) == (b"done", 1)
     assert world.read(browser.jar) == 1
+
+
+def test_aLoadThatACommitOvertakesBringsNothingOldBack(world: World, browser: Browser) -> None:
+    requests: list[Any] = []
+    other = Browser(world.site, jar=browser.jar)
+    first = world.start(browser, lambda r: requests.append((r, r.getSession())) or NOT_DONE_YET)
+    world.store.hang()
+    second = world.start(other, lambda request: b"%d" % request.getSession()["k"])
+    request, session = requests[0]
+    session["k"] = 1
+    request.write(b"saved")
+    asked, world.store._held = world.store._held, []
+    answers = [world.store._perform(operation, args) for _, operation, args in asked]
+    assert [operation for _, operation, _ in asked] == ["load", "commit"]
+    for (waiting, _, _), answer in reversed(list(zip(asked, answers, strict=True))):
+        answer.chainDeferred(waiting)
+    world.store.resume()
+    assert session["k"] == 1
+    request.finish()
+    assert result(first.response).body == b"saved"
+    assert result(second.response).body == b"1"
+    other.close()
+
+
+def test_nothingIsKeptOfASessionThatNobodyUses(world: World, browser: Browser) -> None:
+    """
+    Though its time was set anew.
+    """
+    sessions: WeakSet[Session] = WeakSet()
+
+    def change(request: Any) -> bytes:
+        sessions.add(request.getSession())
+        request.getSession().setTimeout(600)
+        return b""
+
+    world.visit(browser, change)
+    world.clock.pump([1.0] * 60)
+    gc.collect()
+    assert not sessions and not world.site.sessions
 
 
 @pytest.mark.parametrize("fails", [False, True])
