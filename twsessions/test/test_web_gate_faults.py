@@ -1898,3 +1898,65 @@ def test_toLookWhenTheRequestIsOver(world: World, secure: bool) -> None:
     with pytest.raises(TooLateForSession):
         requests[1].peekSession()
     browser.close()
+
+
+def test_whoeverWantsASessionForThemselvesHearsThatItHasEnded(
+    world: World, browser: Browser
+) -> None:
+    uid = next(iter(browser.cookies.values())).encode()
+    session = result(world.site.loadSession(uid))
+    ended: list[bool] = []
+    session.notifyOnExpire(lambda: ended.append(True))
+    result(result(world.makeSite().loadSession(uid)).expire())
+
+    async def have() -> None:
+        async with session.exclusive():
+            raise AssertionError("there is nothing to be had")
+
+    for _ in range(2):  # the lock is free again
+        with pytest.raises(SessionGone):
+            result(have())
+    assert ended == [True]
+
+
+def test_aSessionThatCannotBeMadeFromWhatIsStoredIsAnErrorPage(
+    world: World, browser: Browser
+) -> None:
+    """
+    For whoever asks for it; nobody waits for ever.
+    """
+    other = world.makeSite()
+
+    class Faulty(Session):
+        def __init__(self, site: Any, uid: bytes) -> None:
+            raise RuntimeError("no session")
+
+    other.sessionFactory = Faulty
+    visitor = Browser(other, jar=browser.jar)
+    assert world.visit(visitor, lambda request: b"static").body == b"static"
+    assert world.visit(visitor, lambda request: request.getSession()).code == 503
+    assert world.read(browser.jar) == 0
+    visitor.close()
+
+
+def test_aFlushIsDoneThoughASessionHasEndedElsewhere(world: World, browser: Browser) -> None:
+    uid = next(iter(browser.cookies.values())).encode()
+    session = result(world.site.loadSession(uid))
+    session["k"] = 1
+    result(result(world.makeSite().loadSession(uid)).expire())
+    result(world.site.flush())
+    assert session.isExpired and world.site.sessions == {}
+
+
+def test_aStopIsDoneThoughTheStoreIsAwayAndARequestHasNoEnd(world: World, browser: Browser) -> None:
+    """
+    It waits for as long as the store may take.
+    """
+    world.start(browser, lambda request: put(request, 1) or NOT_DONE_YET)
+    world.store.down = True
+    stopped: list[object] = []
+    world.site._stop().addBoth(stopped.append)
+    world.clock.pump([0.02] * 90)
+    assert not stopped
+    world.clock.pump([0.02] * 20)
+    assert stopped == [None]
