@@ -25,6 +25,7 @@ from zope.interface import implementer
 
 from twsessions import Session, SessionSite
 from twsessions.errors import (
+    LeaseTimeout,
     SessionGone,
     SessionTooLarge,
     StoreUnavailable,
@@ -1960,3 +1961,44 @@ def test_aStopIsDoneThoughTheStoreIsAwayAndARequestHasNoEnd(world: World, browse
     assert not stopped
     world.clock.pump([0.02] * 20)
     assert stopped == [None]
+
+
+@pytest.mark.parametrize("isTaken", [False, True])
+def test_whoHasASessionForLongKeepsItUnlessItIsTaken(
+    world: World, browser: Browser, isTaken: bool
+) -> None:
+    """
+    Though the store was away for one of the times at which it is told so.
+    """
+    uid = next(iter(browser.cookies.values())).encode()
+    done: Deferred[None] = Deferred()
+    theirs: Deferred[None] = Deferred()
+
+    async def add(site: Any, wait: Any) -> None:
+        session = await site.loadSession(uid)
+        async with session.exclusive(timeout=None):
+            session["k"] += 1
+            await wait
+
+    first = Deferred.fromCoroutine(add(world.site, done))
+    world.clock.pump([0.5] * 24)
+    world.store.down = True
+    world.clock.pump([0.5] * 20)
+    world.store.down = False
+    second = Deferred.fromCoroutine(add(world.makeSite(), theirs))
+    world.clock.pump([0.5] * 116)
+    assert not first.called and not second.called
+    if isTaken:
+        name, holder, _ = next(args for called, args in world.store.calls if called == "acquire")
+        result(world.memory.release(name, holder))
+        world.clock.pump([0.5] * 24)
+    done.callback(None)
+    if isTaken:
+        with pytest.raises(LeaseTimeout):
+            result(first)
+    else:
+        result(first)
+    theirs.callback(None)
+    world.clock.pump([0.5] * 4)
+    result(second)
+    assert world.read(browser.jar) == (1 if isTaken else 2)
