@@ -19,7 +19,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
-from twisted.web.server import NOT_DONE_YET
+from twisted.web.server import NOT_DONE_YET, Site
 from twisted.web.util import redirectTo
 from zope.interface import implementer
 
@@ -2002,3 +2002,39 @@ def test_whoHasASessionForLongKeepsItUnlessItIsTaken(
     world.clock.pump([0.5] * 4)
     result(second)
     assert world.read(browser.jar) == (1 if isTaken else 2)
+
+
+def test_flashesOutsideARequestAreStoredByFlush(world: World, browser: Browser) -> None:
+    uid = next(iter(browser.cookies.values())).encode()
+    steps: list[tuple[Any, set[str]]] = [
+        (lambda flash: flash.update(a=1, b=2, c=3), {"a", "b", "c"}),
+        (lambda flash: flash["a"], {"b", "c"}),
+        (lambda flash: flash.__delitem__("b"), {"c"}),
+        (lambda flash: flash.clear(), set()),
+    ]
+    for does, left in steps:
+        site = world.makeSite()
+        does(result(site.loadSession(uid)).flash)
+        result(site.flush())
+        assert set(result(world.makeSite().loadSession(uid)).flash) == left
+
+
+@pytest.mark.parametrize("isStock", [False, True])
+def test_aFlashIsTakenOnce(world: World, isStock: bool) -> None:
+    """
+    Whether another process could have it or not.
+    """
+    site: Any = Site(Page(), reactor=world.clock) if isStock else world.site
+    site.sessionFactory = Session
+    session = site.makeSession()
+    session.flash["saved"] = 1
+    assert result(session.flash.take("saved")) == 1
+    with pytest.raises(KeyError):
+        result(session.flash.take("saved"))
+    assert result(session.flash.take("saved", None)) is None
+    with pytest.raises(KeyError):
+        session.flash.popitem()
+    session.flash["saved"] = 2
+    session.expire()
+    with pytest.raises(SessionGone):
+        result(session.flash.take("saved"))
