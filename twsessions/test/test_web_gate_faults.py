@@ -2038,3 +2038,20 @@ def test_aFlashIsTakenOnce(world: World, isStock: bool) -> None:
     session.expire()
     with pytest.raises(SessionGone):
         result(session.flash.take("saved"))
+
+
+def test_anEndThatAStoppedProcessWasTellingIsHeardByTheNextAtOnce(
+    world: World, browser: Browser, failures: list[Failure]
+) -> None:
+    """
+    That its listener was not done with it is no failure.
+    """
+    told: list[Any] = []
+    world.site.notifyOnExpire(lambda event: told.append(event) or Deferred())
+    world.visit(browser, lambda request: request.getSession().logout() and b"")
+    world.clock.pump([0.5] * 4)
+    result(world.site._stop())
+    heard: list[Any] = []
+    world.makeSite().notifyOnExpire(heard.append)
+    assert [event.id for event in heard] == [event.id for event in told] != []
+    assert not failures
