@@ -2055,3 +2055,44 @@ def test_anEndThatAStoppedProcessWasTellingIsHeardByTheNextAtOnce(
     world.makeSite().notifyOnExpire(heard.append)
     assert [event.id for event in heard] == [event.id for event in told] != []
     assert not failures
+
+
+@pytest.mark.parametrize("ask", ["getSession", "peekSession"])
+def test_aLateAnswerTakesNoNewCookieAway(world: World, browser: Browser, ask: str) -> None:
+    """
+    Of somebody who has logged out and in again meanwhile.
+    """
+    requests: list[Any] = []
+
+    def wait(request: Any) -> object:
+        requests.append(getattr(request, ask)() and request)
+        return NOT_DONE_YET
+
+    other = Browser(world.site, jar=browser.jar)
+    late = world.start(other, wait)
+    assert len(world.visit(browser, lambda r: r.getSession().logout() and b"").setCookies) == 1
+    assert browser.cookies == {}
+    world.visit(browser, lambda request: request.getSession().login("ann") and b"")
+    requests[0].finish()
+    assert result(late.response).setCookies == []
+    assert world.visit(browser, lambda r: r.getSession().principal).body == b"'ann'"
+    other.close()
+
+
+def test_aLogoutInACallbackTakesTheCookieOfALogin(world: World) -> None:
+    site: Any = SessionSite(Page(), reactor=world.clock, store=world.memory)
+    site.page = site.resource
+    browser = Browser(site)
+    sessions: list[Any] = []
+    world.visit(browser, lambda request: request.getSession().login("ann") and b"")
+
+    def wait(request: Any) -> object:
+        sessions.append((request, request.getSession()))
+        return NOT_DONE_YET
+
+    pending = world.start(browser, wait)
+    request, session = sessions[0]
+    session.logout()
+    request.finish()
+    assert result(pending.response).code == 200 and browser.cookies == {}
+    browser.close()

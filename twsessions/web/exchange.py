@@ -666,7 +666,7 @@ class Exchange:
             if session is None:
                 continue
             if session._ended is not None:
-                if sent is not None and sent.presented:
+                if sent is not None and sent.presented and self._inherits(session):
                     self._setCookie(secure, policy.deleteCookie(secure))
             elif (
                 sent is not None
@@ -674,7 +674,9 @@ class Exchange:
                 and (policy.maxAge is None or not slot.isUsed)
             ):
                 pass  # it has its cookie
-            elif self.keeper.isKnown(session) and self._inherits(slot, session):
+            elif self.keeper.isKnown(session) and (
+                session.uid == slot.uid or self._inherits(session)
+            ):
                 self._setCookie(secure, policy.setCookie(session.uid, secure))
             # Otherwise it was never stored, or another process has given it an id
             # that only the browser knows. A cookie of nobody's is left as it is: by
@@ -682,12 +684,12 @@ class Exchange:
         if used:
             _vary(self.request.responseHeaders)
 
-    def _inherits(self, slot: _Slot, session: Session) -> bool:
+    def _inherits(self, session: Session) -> bool:
         """
-        Whether the client may know the session's id.
+        Whether the client is to know the session's new id, or its end.
         """
         heir = None if session._rare is None else session._rare.heir
-        return session.uid == slot.uid or heir is None or heir is self
+        return heir is None or heir is self
 
     def _setCookie(self, secure: bool, line: bytes) -> None:
         request = self.request

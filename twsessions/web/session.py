@@ -73,7 +73,7 @@ class _Rare:
         self.principal: str | None | Unset = UNSET  # not stored yet
         self.login = False  # not stored yet
         self.rotated = False  # the uid differs from what is stored
-        self.heir: object = None  # the exchange that sends the new uid; L{None}: any
+        self.heir: object = None  # the exchange that tells of the new uid, or the end; L{None}: any
         self.olden: list[bytes] = []  # uids by which it can still be found
         self.waiting: list[Deferred[None]] = []  # for the commit, or the end, under way
         self.following: list[Deferred[None]] = []  # for the commit after that
