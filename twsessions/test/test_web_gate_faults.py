@@ -2096,3 +2096,26 @@ def test_aLogoutInACallbackTakesTheCookieOfALogin(world: World) -> None:
     request.finish()
     assert result(pending.response).code == 200 and browser.cookies == {}
     browser.close()
+
+
+def test_manyEndsAreHeardThoughOnlySomeAreToldAtATime(world: World) -> None:
+    waiting: list[Deferred[None]] = []
+
+    def slow(event: Any) -> Deferred[None]:
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    world.site.notifyOnExpire(slow)
+    count = 300
+    for _ in range(count):
+        session = world.site.makeSession()
+        session["k"] = 1
+        result(session.commit())
+        session.expire()
+    world.clock.pump([0.1] * 3)
+    heard = 0
+    while waiting:
+        heard += 1
+        waiting.pop(0).callback(None)
+        world.clock.pump([0.1] * 2)
+    assert heard == count
