@@ -2119,3 +2119,19 @@ def test_manyEndsAreHeardThoughOnlySomeAreToldAtATime(world: World) -> None:
         waiting.pop(0).callback(None)
         world.clock.pump([0.1] * 2)
     assert heard == count
+
+
+def test_whatAProxySaysOfOneRequestHoldsForNoOtherOfItsConnection(world: World) -> None:
+    browser = Browser(world.site)
+
+    def page(ssl: bool) -> Does:
+        def does(request: Any) -> object:
+            if ssl:
+                request.setHost(b"example.org", 443, ssl=True)
+            return repr(request.isSecure())
+
+        return does
+
+    seen = [world.visit(browser, page(ssl)).body for ssl in (True, False, True)]
+    assert [b"True" in body for body in seen] == [True, False, True]
+    browser.close()
