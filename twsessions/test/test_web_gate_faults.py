@@ -6,8 +6,10 @@ goes away meanwhile.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -15,13 +17,15 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
-from twisted.web.server import NOT_DONE_YET
+from twisted.web.server import NOT_DONE_YET, Site
 from twisted.web.util import redirectTo
 from zope.interface import implementer
 
 from twsessions import Session, SessionSite
 from twsessions.errors import (
+    LeaseTimeout,
     SessionGone,
     SessionTooLarge,
     StoreUnavailable,
@@ -84,6 +88,22 @@ class World:
 @pytest.fixture
 def world() -> World:
     return World()
+
+
+@pytest.fixture
+def failures() -> Iterator[list[Failure]]:
+    """
+    What is logged as having failed.
+    """
+    those: list[Failure] = []
+
+    def observe(event: Any) -> None:
+        if "log_failure" in event:
+            those.append(event["log_failure"])
+
+    globalLogPublisher.addObserver(observe)
+    yield those
+    globalLogPublisher.removeObserver(observe)
 
 
 @pytest.fixture
@@ -652,6 +672,162 @@ def test_aHeldProducerIsStoppedWhenTheCommitFails(world: World, browser: Browser
     world.clock.advance(2)
     assert result(pending.response).code == 500
     assert producers[0].stopped == 1
+
+
+def test_aHeldProducerIsStoppedWhenThePageFailsOrTheClientHasGone(
+    world: World, browser: Browser
+) -> None:
+    producers: list[Push] = []
+
+    def pushes(request: Any) -> object:
+        producers.append(Push(request))
+        put(request, len(producers))
+        request.registerProducer(producers[-1], True)
+        return NOT_DONE_YET
+
+    pending = held(world, browser, lambda request: pushes(request) and {}[1])
+    assert producers[0].stopped == 1
+    world.store.resume()
+    assert result(pending.response).code == 500
+    pending = held(world, browser, pushes)
+    pending.disconnect()
+    producers[1].request.unregisterProducer()
+    world.store.resume()
+    assert producers[1].stopped == 1
+
+
+def test_whoGoesAwayWhileTheCommitFailsLeavesNothing(world: World, browser: Browser) -> None:
+    pending = held(world, browser, pieces)
+    pending.disconnect()
+    world.clock.advance(2)
+    assert world.site.sessions == {}
+    world.store.resume()
+    assert world.read(browser.jar) in (0, 1)
+
+
+def test_allThatIsHeldLeavesInItsOrderThoughItIsHeldAgain(world: World, browser: Browser) -> None:
+    """
+    The session was given a new id while the response waited.
+    """
+    pending = held(world, browser, pieces)
+    [session] = world.site.sessions.values()
+    session.rotate()
+    step(world)
+    assert pending.received == b""
+    world.store.resume()
+    response = result(pending.response)
+    assert (response.body, len(response.setCookies)) == (b"done", 1)
+    assert world.read(browser.jar) == 1
+
+
+def test_aLoadThatACommitOvertakesBringsNothingOldBack(world: World, browser: Browser) -> None:
+    requests: list[Any] = []
+    other = Browser(world.site, jar=browser.jar)
+    first = world.start(browser, lambda r: requests.append((r, r.getSession())) or NOT_DONE_YET)
+    world.store.hang()
+    second = world.start(other, lambda request: b"%d" % request.getSession()["k"])
+    request, session = requests[0]
+    session["k"] = 1
+    request.write(b"saved")
+    asked, world.store._held = world.store._held, []
+    answers = [world.store._perform(operation, args) for _, operation, args in asked]
+    assert [operation for _, operation, _ in asked] == ["load", "commit"]
+    for (waiting, _, _), answer in reversed(list(zip(asked, answers, strict=True))):
+        answer.chainDeferred(waiting)
+    world.store.resume()
+    assert session["k"] == 1
+    request.finish()
+    assert result(first.response).body == b"saved"
+    assert result(second.response).body == b"1"
+    other.close()
+
+
+def test_nothingIsKeptOfASessionThatNobodyUses(world: World, browser: Browser) -> None:
+    """
+    Though its time was set anew.
+    """
+    sessions: WeakSet[Session] = WeakSet()
+
+    def change(request: Any) -> bytes:
+        sessions.add(request.getSession())
+        request.getSession().setTimeout(600)
+        return b""
+
+    world.visit(browser, change)
+    world.clock.pump([1.0] * 60)
+    gc.collect()
+    assert not sessions and not world.site.sessions
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_anEndIsWaitedForAlsoByWhoGoesOnWithAnother(
+    world: World, browser: Browser, fails: bool
+) -> None:
+    """
+    Of which there is nothing to store.
+    """
+    site = world.makeSite(createOn="write")
+    other = Browser(site, jar=browser.jar)
+
+    def again(request: Any) -> bytes:
+        request.getSession().logout()
+        assert "k" not in request.getSession()
+        return b"bye"
+
+    pending = held(world, other, again)
+    world.store.down = fails
+    world.store.resume()
+    assert result(pending.response).code == (500 if fails else 200)
+    world.store.down = False
+    assert world.read(browser.jar) == (0 if fails else None)
+    other.close()
+
+
+def test_whoWritesAfterARefusalIsNotHeard(world: World, browser: Browser) -> None:
+    """
+    The client has its answer, and the connection is free for the next stream.
+    """
+    streams: list[Push] = []
+
+    def stream(request: Any) -> object:
+        request.getSession()
+        streams.append(Push(request))
+        request.registerProducer(streams[-1], True)
+        return NOT_DONE_YET
+
+    pending = world.start(browser, stream)
+    request = streams[0].request
+    put(request, 1)
+    world.store.failNext("commit")
+    request.write(b"first")
+    assert result(pending.response).code == 500
+    assert streams[0].stopped == 1
+    streams[0].write(b"second")
+    request.unregisterProducer()
+    request.registerProducer(streams[0], True)
+    assert streams[0].stopped == 2
+    request.finish()
+    pending = world.start(browser, stream)
+    streams[1].write(b"next")
+    streams[1].request.unregisterProducer()
+    streams[1].request.finish()
+    assert result(pending.response).body == b"next"
+    assert streams[1].stopped == 0
+
+
+def test_aPageThatIsAnswered503WhileItsCommitFails(
+    world: World, browser: Browser, failures: list[Failure]
+) -> None:
+    def outage(request: Any) -> object:
+        put(request, 1)
+        request.write(b"begun")
+        raise StoreUnavailable("another one is away")
+
+    pending = world.start(browser, lambda request: world.store.hang() or outage(request))
+    assert result(pending.response).code == 503
+    world.store.down = True
+    world.store.resume()
+    assert {failure.type for failure in failures} == {StoreUnavailable}
 
 
 def test_tooLargeIs500AndTheOldVersionStands(world: World, browser: Browser) -> None:
@@ -1568,6 +1744,36 @@ def test_stopsWhenAllRequestsOfASessionAreDone() -> None:
     assert answered[0].code == 200 and stopped
 
 
+@pytest.mark.parametrize("ask", ["getSession", "peekSession"])
+def test_aStopWaitsForAnAnswerAndNotForAStream(world: World, browser: Browser, ask: str) -> None:
+    """
+    Whichever of them has asked for the session last.
+    """
+    requests: list[Any] = []
+
+    def wait(request: Any) -> object:
+        put(request, 1)
+        requests.append(request)
+        return NOT_DONE_YET
+
+    def stream(request: Any) -> object:
+        getattr(request, ask)()
+        request.write(b"first")
+        return NOT_DONE_YET
+
+    other = Browser(world.site, jar=browser.jar)
+    pending = world.start(browser, wait)
+    world.start(other, stream)
+    stopped: list[None] = []
+    world.site._stop().addCallback(stopped.append)
+    world.clock.pump([0.1] * 5)
+    assert not stopped
+    requests[0].finish()
+    world.clock.pump([0.1] * 5)
+    assert result(pending.response).code == 200 and stopped
+    other.disconnect()
+
+
 def test_onlyWhoLogsInIsToldTheNewId(world: World, browser: Browser) -> None:
     """
     Who has planted an id on somebody may wait with a request for the login, or
@@ -1657,15 +1863,275 @@ def test_whoCameAndWentTakesNoLoginFromACallback(world: World, browser: Browser,
         waiting.append((request, request.getSession()))
         return NOT_DONE_YET
 
-    thief, other = (Browser(world.site, jar=browser.jar) for _ in range(2))
+    thief, other, third = (Browser(world.site, jar=browser.jar) for _ in range(3))
     stolen = world.start(thief, wait)
     logging = world.start(browser, wait)
+    request, session = waiting[1]
+    world.start(third, wait)
     assert world.visit(other, lambda request: getattr(request, ask)()["k"]).body == b"0"
-    request, session = waiting.pop()
+    world.start(other, wait)
+    for meanwhile, _ in waiting[2:]:
+        meanwhile.finish()
     checked.addCallback(lambda _: session.login("ann") and request.finish())
     checked.callback(None)
     assert len(result(logging.response).setCookies) == 1
     waiting[0][0].finish()
     assert result(stolen.response).setCookies == []
-    thief.close()
+    for those in (thief, other, third):
+        those.close()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_toLookWhenTheRequestIsOver(world: World, secure: bool) -> None:
+    browser = Browser(world.site, secure=secure)
+    requests: list[Any] = []
+
+    def look(request: Any) -> object:
+        requests.append(request)
+        return request.peekSession() and NOT_DONE_YET
+
+    world.visit(browser, lambda request: put(request, 0) or b"")
+    pending = world.start(browser, look)
+    session = requests[0].peekSession()
+    pending.disconnect()
+    assert requests[0].peekSession() is session is requests[0].getSession()
+    assert world.visit(browser, lambda request: requests.append(request) or b"").code == 200
+    with pytest.raises(TooLateForSession):
+        requests[1].peekSession()
+    browser.close()
+
+
+def test_whoeverWantsASessionForThemselvesHearsThatItHasEnded(
+    world: World, browser: Browser
+) -> None:
+    uid = next(iter(browser.cookies.values())).encode()
+    session = result(world.site.loadSession(uid))
+    ended: list[bool] = []
+    session.notifyOnExpire(lambda: ended.append(True))
+    result(result(world.makeSite().loadSession(uid)).expire())
+
+    async def have() -> None:
+        async with session.exclusive():
+            raise AssertionError("there is nothing to be had")
+
+    for _ in range(2):  # the lock is free again
+        with pytest.raises(SessionGone):
+            result(have())
+    assert ended == [True]
+
+
+def test_aSessionThatCannotBeMadeFromWhatIsStoredIsAnErrorPage(
+    world: World, browser: Browser
+) -> None:
+    """
+    For whoever asks for it; nobody waits for ever.
+    """
+    other = world.makeSite()
+
+    class Faulty(Session):
+        def __init__(self, site: Any, uid: bytes) -> None:
+            raise RuntimeError("no session")
+
+    other.sessionFactory = Faulty
+    visitor = Browser(other, jar=browser.jar)
+    assert world.visit(visitor, lambda request: b"static").body == b"static"
+    assert world.visit(visitor, lambda request: request.getSession()).code == 503
+    assert world.read(browser.jar) == 0
+    visitor.close()
+
+
+def test_aFlushIsDoneThoughASessionHasEndedElsewhere(world: World, browser: Browser) -> None:
+    uid = next(iter(browser.cookies.values())).encode()
+    session = result(world.site.loadSession(uid))
+    session["k"] = 1
+    result(result(world.makeSite().loadSession(uid)).expire())
+    result(world.site.flush())
+    assert session.isExpired and world.site.sessions == {}
+
+
+def test_aStopIsDoneThoughTheStoreIsAwayAndARequestHasNoEnd(world: World, browser: Browser) -> None:
+    """
+    It waits for as long as the store may take.
+    """
+    world.start(browser, lambda request: put(request, 1) or NOT_DONE_YET)
+    world.store.down = True
+    stopped: list[object] = []
+    world.site._stop().addBoth(stopped.append)
+    world.clock.pump([0.02] * 90)
+    assert not stopped
+    world.clock.pump([0.02] * 20)
+    assert stopped == [None]
+
+
+@pytest.mark.parametrize("isTaken", [False, True])
+def test_whoHasASessionForLongKeepsItUnlessItIsTaken(
+    world: World, browser: Browser, isTaken: bool
+) -> None:
+    """
+    Though the store was away for one of the times at which it is told so.
+    """
+    uid = next(iter(browser.cookies.values())).encode()
+    done: Deferred[None] = Deferred()
+    theirs: Deferred[None] = Deferred()
+
+    async def add(site: Any, wait: Any) -> None:
+        session = await site.loadSession(uid)
+        async with session.exclusive(timeout=None):
+            session["k"] += 1
+            await wait
+
+    first = Deferred.fromCoroutine(add(world.site, done))
+    world.clock.pump([0.5] * 24)
+    world.store.down = True
+    world.clock.pump([0.5] * 20)
+    world.store.down = False
+    second = Deferred.fromCoroutine(add(world.makeSite(), theirs))
+    world.clock.pump([0.5] * 116)
+    assert not first.called and not second.called
+    if isTaken:
+        name, holder, _ = next(args for called, args in world.store.calls if called == "acquire")
+        result(world.memory.release(name, holder))
+        world.clock.pump([0.5] * 24)
+    done.callback(None)
+    if isTaken:
+        with pytest.raises(LeaseTimeout):
+            result(first)
+    else:
+        result(first)
+    theirs.callback(None)
+    world.clock.pump([0.5] * 4)
+    result(second)
+    assert world.read(browser.jar) == (1 if isTaken else 2)
+
+
+def test_flashesOutsideARequestAreStoredByFlush(world: World, browser: Browser) -> None:
+    uid = next(iter(browser.cookies.values())).encode()
+    steps: list[tuple[Any, set[str]]] = [
+        (lambda flash: flash.update(a=1, b=2, c=3), {"a", "b", "c"}),
+        (lambda flash: flash["a"], {"b", "c"}),
+        (lambda flash: flash.__delitem__("b"), {"c"}),
+        (lambda flash: flash.clear(), set()),
+    ]
+    for does, left in steps:
+        site = world.makeSite()
+        does(result(site.loadSession(uid)).flash)
+        result(site.flush())
+        assert set(result(world.makeSite().loadSession(uid)).flash) == left
+
+
+@pytest.mark.parametrize("isStock", [False, True])
+def test_aFlashIsTakenOnce(world: World, isStock: bool) -> None:
+    """
+    Whether another process could have it or not.
+    """
+    site: Any = Site(Page(), reactor=world.clock) if isStock else world.site
+    site.sessionFactory = Session
+    session = site.makeSession()
+    session.flash["saved"] = 1
+    assert result(session.flash.take("saved")) == 1
+    with pytest.raises(KeyError):
+        result(session.flash.take("saved"))
+    assert result(session.flash.take("saved", None)) is None
+    with pytest.raises(KeyError):
+        session.flash.popitem()
+    session.flash["saved"] = 2
+    session.expire()
+    with pytest.raises(SessionGone):
+        result(session.flash.take("saved"))
+
+
+def test_anEndThatAStoppedProcessWasTellingIsHeardByTheNextAtOnce(
+    world: World, browser: Browser, failures: list[Failure]
+) -> None:
+    """
+    That its listener was not done with it is no failure.
+    """
+    told: list[Any] = []
+    world.site.notifyOnExpire(lambda event: told.append(event) or Deferred())
+    world.visit(browser, lambda request: request.getSession().logout() and b"")
+    world.clock.pump([0.5] * 4)
+    result(world.site._stop())
+    heard: list[Any] = []
+    world.makeSite().notifyOnExpire(heard.append)
+    assert [event.id for event in heard] == [event.id for event in told] != []
+    assert not failures
+
+
+@pytest.mark.parametrize("ask", ["getSession", "peekSession"])
+def test_aLateAnswerTakesNoNewCookieAway(world: World, browser: Browser, ask: str) -> None:
+    """
+    Of somebody who has logged out and in again meanwhile.
+    """
+    requests: list[Any] = []
+
+    def wait(request: Any) -> object:
+        requests.append(getattr(request, ask)() and request)
+        return NOT_DONE_YET
+
+    other = Browser(world.site, jar=browser.jar)
+    late = world.start(other, wait)
+    assert len(world.visit(browser, lambda r: r.getSession().logout() and b"").setCookies) == 1
+    assert browser.cookies == {}
+    world.visit(browser, lambda request: request.getSession().login("ann") and b"")
+    requests[0].finish()
+    assert result(late.response).setCookies == []
+    assert world.visit(browser, lambda r: r.getSession().principal).body == b"'ann'"
     other.close()
+
+
+def test_aLogoutInACallbackTakesTheCookieOfALogin(world: World) -> None:
+    site: Any = SessionSite(Page(), reactor=world.clock, store=world.memory)
+    site.page = site.resource
+    browser = Browser(site)
+    sessions: list[Any] = []
+    world.visit(browser, lambda request: request.getSession().login("ann") and b"")
+
+    def wait(request: Any) -> object:
+        sessions.append((request, request.getSession()))
+        return NOT_DONE_YET
+
+    pending = world.start(browser, wait)
+    request, session = sessions[0]
+    session.logout()
+    request.finish()
+    assert result(pending.response).code == 200 and browser.cookies == {}
+    browser.close()
+
+
+def test_manyEndsAreHeardThoughOnlySomeAreToldAtATime(world: World) -> None:
+    waiting: list[Deferred[None]] = []
+
+    def slow(event: Any) -> Deferred[None]:
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    world.site.notifyOnExpire(slow)
+    count = 300
+    for _ in range(count):
+        session = world.site.makeSession()
+        session["k"] = 1
+        result(session.commit())
+        session.expire()
+    world.clock.pump([0.1] * 3)
+    heard = 0
+    while waiting:
+        heard += 1
+        waiting.pop(0).callback(None)
+        world.clock.pump([0.1] * 2)
+    assert heard == count
+
+
+def test_whatAProxySaysOfOneRequestHoldsForNoOtherOfItsConnection(world: World) -> None:
+    browser = Browser(world.site)
+
+    def page(ssl: bool) -> Does:
+        def does(request: Any) -> object:
+            if ssl:
+                request.setHost(b"example.org", 443, ssl=True)
+            return repr(request.isSecure())
+
+        return does
+
+    seen = [world.visit(browser, page(ssl)).body for ssl in (True, False, True)]
+    assert [b"True" in body for body in seen] == [True, False, True]
+    browser.close()

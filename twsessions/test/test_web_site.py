@@ -1255,6 +1255,18 @@ def test_aComponentMustBeMakeable() -> None:
         registerComponent(Needs, IOther)
 
 
+def test_anInterfaceHasOneComponent() -> None:
+    """
+    To register it again does no harm.
+    """
+    registerComponent(Cart, ICart)
+    with pytest.raises(ValueError, match="Cart"):
+        registerComponent(Prefs, ICart)
+    noInterface: Any = Prefs
+    with pytest.raises(TypeError, match="Interface"):
+        registerComponent(Prefs, noInterface)
+
+
 # Principals
 
 

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from twsessions.core.delta import Change
 from twsessions.core.record import Record
 from twsessions.errors import SessionError, SessionGone, SessionTooLarge, StoreError
+from twsessions.web.page import requestOfPage
 
 if TYPE_CHECKING:
     from twsessions.web.session import Session
@@ -72,6 +73,9 @@ class Endings:
 
     def _mark(self, session: Session, reason: str) -> None:
         session._ended = reason
+        running = getattr(requestOfPage.get(), "_exchange", None)
+        # Other responses leave the cookie alone: there may be a good one in its place.
+        session._more().heir = running if running in (session._holders or ()) else None
         self._keeper.forget(session)
         self._keeper.touches.waiting.pop(session, None)
 

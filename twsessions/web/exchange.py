@@ -50,7 +50,6 @@ class _Slot:
     uid: bytes | None = None  # by which this request knows the session
     losses = 0  # the session's, when it was asked for
     isUsed = False  # else it was only looked at
-    before: Exchange | None = None  # who had asked for it last then
     isLate = False  # it came with an id that was just replaced
     gone: Session | None = None  # the session, when the client has gone
 
@@ -116,7 +115,10 @@ class Exchange:
         """
         exchange = request._exchange
         if exchange is None:
-            exchange = request._exchange = cls(request, request.channel.site)
+            channel = getattr(request, "channel", None)
+            if channel is None:
+                raise TooLateForSession("the request is over")
+            exchange = request._exchange = cls(request, channel.site)
         return exchange
 
     # -- before rendering -----------------------------------------------------
@@ -168,6 +170,9 @@ class Exchange:
         Whether the request counts as secure. (A virtual host monster may change
         the answer during traversal.)
         """
+        if self.request._disconnected and self._slots:
+            # Without a connection nothing can tell if it was.
+            return any(slot.secure for slot in self._slots)
         secure = self.owner.cookie.secure
         return bool(self.request.isSecure() if secure == "auto" else secure)
 
@@ -185,11 +190,7 @@ class Exchange:
         See L{SessionRequest.getSession}.
         """
         request = self.request
-        if request._disconnected and self._slots:
-            # Without a connection nothing can tell if it was secure.
-            secure = not forceNotSecure and any(slot.secure for slot in self._slots)
-        else:
-            secure = not forceNotSecure and self.isSecure()
+        secure = not forceNotSecure and self.isSecure()
         for slot in self._slots:
             if slot.secure is secure:
                 break
@@ -200,7 +201,7 @@ class Exchange:
         if session is not None:
             if session._ended is not None:
                 self._past += (session,)
-                self._release(slot, session)
+                self._release(session)
             elif slot.isUsed:
                 session.touch()
                 return session
@@ -225,7 +226,9 @@ class Exchange:
         if slot.session is not session:
             self._hold(slot, session)
         slot.isUsed = True
-        slot.before, session._exchange = session._exchange, self
+        holders = session._holders or {}
+        del holders[self]
+        holders[self] = True  # the last one
         session._requests += 1
         session.touch()
         session.awake(request)
@@ -236,14 +239,11 @@ class Exchange:
         if session._rare is not None:
             slot.losses = session._rare.losses
         session._users += 1
+        if session._holders is None:
+            session._holders = {}
+        session._holders[self] = False
         if self._loaded is not None:
             self._take(session)
-
-    def has(self, session: Session) -> bool:
-        """
-        Whether the request uses it.
-        """
-        return any(slot.session is session for slot in self._slots)
 
     def peek(self, takesPart: bool = True) -> Session | None:
         """
@@ -255,8 +255,8 @@ class Exchange:
         self._peeked = True
         secure = self.isSecure()
         for slot in self._slots:
-            if slot.secure is secure and slot.session is not None:
-                session: Session | None = slot.session
+            session = slot.session or slot.gone
+            if slot.secure is secure and session is not None:
                 break
         else:
             slot = _Slot(secure)
@@ -476,9 +476,8 @@ class Exchange:
         self._log.failure(
             "the session of {request} could not be stored", failure=failure, request=request
         )
-        if request._disconnected:
-            self._failed = True
-            self.done()
+        if request._disconnected or request.finished:
+            self._failed = True  # nobody is there to be told
         elif request.startedWriting:
             self._failed = True
             if request.producer is not None:
@@ -513,6 +512,10 @@ class Exchange:
         """
         request = self.request
         keepsCookies = code in (http.CONFLICT, http.FORBIDDEN)
+        producer = request.producer
+        if producer is not None:
+            self.unregisterProducer()
+            producer.stopProducing()
         self._failed = True
         headers = Headers()
         for name in (b"server", b"date"):
@@ -556,7 +559,7 @@ class Exchange:
             if not self._failed:
                 self._cookies()
             request._below.write(request, data)
-            self.isOpen = self._held is None and bool(request.startedWriting)
+            self.isOpen = not self._failed and bool(request.startedWriting)
             return
         own = request.__dict__.get("write")
         if getattr(own, "__module__", None) == http.__name__:
@@ -640,18 +643,16 @@ class Exchange:
             if session is not None:
                 if session._rare is not None and session._rare.heir is self:
                     session._rare.heir = _NOBODY  # the session must not keep it
-                self._release(slot, session)
+                self._release(session)
         loaded, self._loaded = self._loaded, None
         if loaded:
             for unasked in loaded.values():
                 if unasked is not None:
                     self.keeper.release(unasked)
 
-    def _release(self, slot: _Slot, session: Session) -> None:
-        before, slot.before = slot.before, None
-        if session._exchange is self:
-            isHere = before is not None and before.has(session)
-            session._exchange = before if isHere else None
+    def _release(self, session: Session) -> None:
+        if session._holders is not None:
+            session._holders.pop(self, None)
         self.keeper.release(session)
 
     def _cookies(self) -> None:
@@ -665,7 +666,7 @@ class Exchange:
             if session is None:
                 continue
             if session._ended is not None:
-                if sent is not None and sent.presented:
+                if sent is not None and sent.presented and self._inherits(session):
                     self._setCookie(secure, policy.deleteCookie(secure))
             elif (
                 sent is not None
@@ -673,7 +674,9 @@ class Exchange:
                 and (policy.maxAge is None or not slot.isUsed)
             ):
                 pass  # it has its cookie
-            elif self.keeper.isKnown(session) and self._inherits(slot, session):
+            elif self.keeper.isKnown(session) and (
+                session.uid == slot.uid or self._inherits(session)
+            ):
                 self._setCookie(secure, policy.setCookie(session.uid, secure))
             # Otherwise it was never stored, or another process has given it an id
             # that only the browser knows. A cookie of nobody's is left as it is: by
@@ -681,12 +684,12 @@ class Exchange:
         if used:
             _vary(self.request.responseHeaders)
 
-    def _inherits(self, slot: _Slot, session: Session) -> bool:
+    def _inherits(self, session: Session) -> bool:
         """
-        Whether the client may know the session's id.
+        Whether the client is to know the session's new id, or its end.
         """
         heir = None if session._rare is None else session._rare.heir
-        return session.uid == slot.uid or heir is None or heir is self
+        return heir is None or heir is self
 
     def _setCookie(self, secure: bool, line: bytes) -> None:
         request = self.request

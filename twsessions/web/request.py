@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web import http, server
 
-from twsessions.errors import StoreUnavailable, TooLateForSession
+from twsessions.errors import StoreUnavailable
 from twsessions.web.exchange import Exchange
 from twsessions.web.page import within
 from twsessions.web.session import Session
@@ -93,10 +93,7 @@ class SessionRequest(server.Request):
         """
         exchange = self._exchange
         if exchange is None:
-            channel = getattr(self, "channel", None)
-            if channel is None:
-                raise TooLateForSession("getSession() came after the request was over")
-            exchange = self._exchange = Exchange(self, channel.site)
+            exchange = Exchange.of(self)
         session = exchange.getSession(forceNotSecure)
         return session.getComponent(sessionInterface) if sessionInterface else session
 
@@ -107,6 +104,7 @@ class SessionRequest(server.Request):
         the response leaves, all the same.
 
         @raise StoreUnavailable: it could not be loaded.
+        @raise TooLateForSession: the request is over.
         """
         return Exchange.of(self).peek()
 

@@ -11,7 +11,6 @@ from twsessions.errors import TooLateForSession
 from twsessions.web.page import requestOfPage
 
 if TYPE_CHECKING:
-    from twsessions.web.exchange import Exchange
     from twsessions.web.session import Session, _Rare
     from twsessions.web.storekeeper import StoreKeeper
 
@@ -42,23 +41,23 @@ class Rotations:
         # Others may have a request with the old id open, and not all of them need
         # be the same user: only who logs in is told the new one.
         running = getattr(requestOfPage.get(), "_exchange", None)
-        isSure = running is not None and running.has(session)
-        exchange: Exchange | None = running if isSure else session._exchange
-        isSure = isSure or session._users == 1
-        if exchange is not None and isSure and exchange.request.startedWriting:
+        holders = session._holders or {}
+        # The one that asked last comes last, and those that only looked come first.
+        one = [running] if running in holders else sorted(holders, key=holders.__getitem__)
+        waiting = [exchange for exchange in one if not exchange.request.startedWriting]
+        isSure = running in holders or session._users == 1
+        if one and not waiting and isSure:
             raise TooLateForSession(
                 "the response's headers have left, so the new id cannot be sent any more:"
                 " rotate() and login() come before the first write()"
             )
-        if exchange is not None and exchange.request.startedWriting:
-            exchange = None  # it cannot have been this one, and tells nobody any more
         old, new = session.uid, makeUid(keeper.entropy)
         if keeper.sessions.get(old) is session:
             del keeper.sessions[old]
             keeper.sessions[new] = session
         session.uid = new
         rare = session._more()
-        rare.heir = exchange
+        rare.heir = waiting[-1] if waiting else None
         if session._record is not None:
             rare.rotated = True
             self.moving[old] = session

@@ -73,7 +73,7 @@ class _Rare:
         self.principal: str | None | Unset = UNSET  # not stored yet
         self.login = False  # not stored yet
         self.rotated = False  # the uid differs from what is stored
-        self.heir: object = None  # the exchange that sends the new uid; L{None}: any
+        self.heir: object = None  # the exchange that tells of the new uid, or the end; L{None}: any
         self.olden: list[bytes] = []  # uids by which it can still be found
         self.waiting: list[Deferred[None]] = []  # for the commit, or the end, under way
         self.following: list[Deferred[None]] = []  # for the commit after that
@@ -126,7 +126,7 @@ class Session(_Core, server.Session, MutableMapping[str, Any]):
     __slots__ = (
         "_cache",
         "_data",
-        "_exchange",
+        "_holders",
         "_isCommitting",
         "_rare",
         "_requests",
@@ -164,7 +164,8 @@ class Session(_Core, server.Session, MutableMapping[str, Any]):
         self._seed: bytes | None = None
         self._users = 0
         self._requests = int(self._keeper.lookUpIsUse)  # there, a request made it
-        self._exchange: Exchange | None = None
+        # Whose responses are under way, and whether they have asked for it or only looked.
+        self._holders: dict[Exchange, bool] | None = None
         self._isCommitting = False
         self._cache: dict[str, object] | None = None
         self.isNew = True

@@ -294,7 +294,7 @@ class StoreKeeper(Keeper):
                 self.queue(session)  # as all that are held in memory
 
     def introduce(self, session: Session, birth: Birth) -> None:
-        exchange = session._exchange
+        exchange = next(iter(session._holders or ()), None)
         if exchange is not None:
             birth.address, birth.userAgent = exchange.client()
 
@@ -461,7 +461,7 @@ class StoreKeeper(Keeper):
         Whether a request waits for its session, or a response for its commit.
         """
         return self._loading > 0 or any(
-            session._users and not (session._exchange is not None and session._exchange.isOpen)
+            session._users > sum(exchange.isOpen for exchange in session._holders or ())
             for session in self.sessions.values()
         )
 
