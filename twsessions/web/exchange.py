@@ -255,7 +255,7 @@ class Exchange:
         self._peeked = True
         secure = self.isSecure()
         for slot in self._slots:
-            session = slot.session or slot.gone
+            session = slot.gone if slot.session is None else slot.session
             if slot.secure is secure and session is not None:
                 break
         else:
