@@ -18,9 +18,9 @@ __all__ = ["PATIENCE", "freePort", "missing"]
 PATIENCE = 10.0
 
 # Below the ports that systems give out by themselves: nobody's connection can
-# take one between our look and the server's start. 10000 above lie the second
-# ports of a Redis cluster.
-_FIRST, _LAST = 11000, 22000
+# take one between our look and the server's start. 10000 above, and above all
+# of these, lie the second ports of a Redis cluster.
+_FIRST, _LAST = 11000, 21000
 
 # Hypothesis seeds the common generator, the same way in every process.
 _random = random.SystemRandom()
@@ -35,12 +35,18 @@ def missing(what: str) -> NoReturn:
     pytest.skip(f"{what} is not installed")
 
 
+_given: set[int] = set()  # several servers are made before the first of them starts
+
+
 def freePort() -> int:
     """
-    A port that nobody listens on, nor on the one 10000 above.
+    A port that nobody listens on, nor on the one 10000 above; another one each
+    time.
     """
     while True:
         port = _random.randrange(_FIRST, _LAST)
+        if port in _given:
+            continue
         try:
             for number in (port, port + 10000):
                 with socket.socket() as one:
@@ -48,4 +54,5 @@ def freePort() -> int:
                     one.bind(("127.0.0.1", number))
         except OSError:
             continue
+        _given.add(port)
         return port

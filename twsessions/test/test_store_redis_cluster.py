@@ -33,7 +33,7 @@ from twsessions.stores.link import StoreLink
 from twsessions.stores.redis import RedisStore
 from twsessions.test.ear import Ear, numbered
 from twsessions.test.real import PATIENCE
-from twsessions.test.redismodel import Play, insist
+from twsessions.test.redismodel import Play, insist, play
 from twsessions.test.redisserver import Cluster, Server, until
 from twsessions.testing.contract import StoreContractMixin, change, create, newKey
 
@@ -418,7 +418,10 @@ async def test_againstTheModel(place: Place, seed: int) -> None:
             for server in place.cluster.masters:
                 server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
-    await Play(seed, lambda skew: place.make(skew=skew), disturb, pause).run(100)
+    def make(skew: Callable[[], float]) -> RedisStore:
+        return place.make(skew=skew)
+
+    await play(lambda: Play(seed, make, disturb, pause), 100, lambda: empty(place.cluster))
 
 
 @ensure

@@ -30,7 +30,7 @@ from twsessions.stores.fromurl import storeFromURL
 from twsessions.stores.redis import RedisStore
 from twsessions.test.ear import Ear, numbered
 from twsessions.test.real import PATIENCE
-from twsessions.test.redismodel import Play, insist
+from twsessions.test.redismodel import Play, insist, play
 from twsessions.test.redisproxy import Proxy
 from twsessions.test.redisserver import Server, until
 from twsessions.testing.contract import change, create, newKey
@@ -752,7 +752,7 @@ async def test_againstTheModel(place: Place, seed: int) -> None:
     def make(skew: Callable[[], float]) -> RedisStore:
         return place.make(place.proxy.port, skew=skew)
 
-    await Play(seed, make, disturb, rest).run(150)
+    await play(lambda: Play(seed, make, disturb, rest), 150, lambda: place.server.call("FLUSHALL"))
 
 
 @ensure
