@@ -744,18 +744,25 @@ def test_aStoreWithoutEventsSaysSoAtTheRegistration(world: World) -> None:
 # Stopping
 
 
-def test_stopStoresWhatIsNotStored(shared: World) -> None:
+def changedLate(site: Any) -> Any:
     """
-    C{stopFactory} flushes; the next process finds it.
+    The cookies of a client whose session is changed after its last request.
     """
-    site = shared.site()
     browser = browserOf(site)
     sessions: list[Any] = []
     visit(browser, use)
     visit(browser, lambda r: sessions.append(r.getSession()) or b"")
     sessions[0]["k"] = "late"
-    jar = browser.jar
     browser.close()
+    return browser.jar
+
+
+def test_stopStoresWhatIsNotStored(shared: World) -> None:
+    """
+    C{stopFactory} flushes; the next process finds it.
+    """
+    site = shared.site()
+    jar = changedLate(site)
     shared.stop(site)
     assert shared.clock.getDelayedCalls() == []
     other = browserOf(shared.site(), jar)
@@ -787,13 +794,7 @@ def test_aStopWritesASessionOnce(shared: World) -> None:
     on a store that takes its time it would be counted twice.
     """
     site = shared.site()
-    browser = browserOf(site)
-    sessions: list[Any] = []
-    visit(browser, use)
-    visit(browser, lambda r: sessions.append(r.getSession()) or b"")
-    sessions[0]["k"] = "late"
-    jar, link = browser.jar, site.keeper.link
-    browser.close()
+    jar, link = changedLate(site), site.keeper.link
     before = link.commits
     shared.stop(site)
     assert link.commits == before + 1
